@@ -170,7 +170,10 @@ def seal_folder(folder: Path, facts: dict[str, Any] | None = None) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        files[str(path.relative_to(folder))] = {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        files[str(path.relative_to(folder))] = {
+            "size_bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
     for child in sorted(folder.rglob("*")):
         if child.is_dir():
             fsync_folder(child)

@@ -1,0 +1,464 @@
+"""config.yaml as types, and every path of the base folder, named once.
+
+A key is looked up in the flags, then in the environment (``TRAINBOX_TRAIN__LEARNING_RATE``), then in
+``config.yaml``, then here. Key names are Hugging Face's where Hugging Face has one. Nothing else in the
+project reads the environment or builds a path of the base folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.sources import InitSettingsSource
+
+from durable import make_folder
+from errors import ConfigError
+
+ENVIRONMENT_PREFIX = "TRAINBOX_"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """One part of config.yaml; frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which base model is trained and how its weights are held."""
+
+    base: str = "embedded"
+    """``embedded`` (SmolLM2-135M-Instruct), a folder, or a Hugging Face name in the local cache."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the base weights; ``auto`` times both for a moment and takes the faster."""
+    load_in_4bit: bool = False
+    """QLoRA: base weights in 4 bits (nf4, double quantisation); needs CUDA and bitsandbytes."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention kernel, by its transformers name."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Values passed to the chat template, for instance ``{enable_thinking: false}``."""
+
+
+class InboxConfig(Section):
+    """When a dropped file is taken."""
+
+    settle_seconds: NonNegativeFloat = 3.0
+    """Seconds for which size and times of a file must stand still before it is taken."""
+    poll_seconds: PositiveFloat = 2.0
+    """Seconds between two looks at the inbox; file events only make a look come sooner."""
+    allow_duplicates: bool = False
+    """Train a file again whose very bytes were trained before."""
+    max_file_bytes: PositiveInt = 10 * 2**30
+    """Larger files are rejected before they are copied."""
+
+
+class DataConfig(Section):
+    """What a record must be like, and which records are held out."""
+
+    max_length: PositiveInt = 2048
+    """Tokens in one record, template included."""
+    excess_length: Literal["refuse", "drop", "truncate", "split"] = "refuse"
+    """What happens to a longer record: refused, left out, cut at the end, or cut into several."""
+    max_bad_fraction: Fraction = 0.1
+    """A file with a larger share of refused records is rejected as a whole."""
+    max_line_bytes: PositiveInt = 8 * 2**20
+    """A longer line is refused without being read into memory."""
+    held_out_fraction: Fraction = 0.05
+    """Share of records kept for evaluation for ever, never trained, chosen by a seeded hash."""
+    held_out_max_records: Annotated[int, Field(ge=0)] = 100
+    """At most this many records are held out from one file."""
+    held_out_min_records: PositiveInt = 20
+    """A file with fewer records is trained whole."""
+
+
+class TrainConfig(Section):
+    """The optimisation of one run."""
+
+    num_train_epochs: PositiveInt = 1
+    """Passes over a file."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate of each run."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate after the warm-up; each file has its own."""
+    min_lr_ratio: Fraction = 0.1
+    """The learning rate ends at this share of its peak."""
+    warmup_ratio: Fraction = 0.03
+    """Share of a run's steps in which the learning rate rises from zero."""
+    per_device_train_batch_size: PositiveInt = 8
+    """Records in one forward and backward pass."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Passes that make one optimizer step."""
+    batching: Literal["buckets", "packed"] = "buckets"
+    """``buckets``: records of like length, padded; ``packed``: one row without padding."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    optim: str = "adamw_torch_fused"
+    """Optimizer, by its Hugging Face name."""
+    lora_r: PositiveInt = 16
+    """Rank of a new adapter; a version that is continued keeps its own."""
+    lora_alpha: PositiveInt = 32
+    """Scale of a new adapter: its output is multiplied by alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    lora_target_modules: str | list[str] = "all-linear"
+    """Layers that get an adapter: ``all-linear`` or a list of module names."""
+    optimizer_state: Literal["carry", "reset"] = "carry"
+    """Whether a run starts with the optimizer moments of the version before."""
+    eval_steps: PositiveInt = 100
+    """Evaluate and checkpoint every N steps, at least four times a run, and at its end."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 3
+    """Checkpoints kept in a run; the best and the last are always among them."""
+    seed: int = 42
+    """Seed of the order, the dropout, a new adapter and the held-out choice."""
+    preference_loss: Literal["dpo", "orpo"] = "dpo"
+    """How preference pairs are trained."""
+    preference_beta: PositiveFloat = 0.1
+    """DPO's beta or ORPO's lambda."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the worker; 0 leaves the choice to torch."""
+
+
+class EvaluationConfig(Section):
+    """How answers and losses are measured."""
+
+    per_device_eval_batch_size: PositiveInt = 8
+    """Records scored, or prompts answered, at once; changes speed and memory, not results."""
+    max_new_tokens: PositiveInt = 256
+    """Longest generated answer."""
+    max_generation_seconds: PositiveFloat = 60.0
+    """Wall-clock limit of one batch of answers."""
+    sample_prompts: Annotated[int, Field(ge=0)] = 3
+    """Held-out prompts answered at each evaluation and shown live."""
+
+
+class PromotionConfig(Section):
+    """When a new version replaces the current one."""
+
+    tolerance: NonNegativeFloat = 0.02
+    """Nats per token by which held-out loss may significantly rise before a version is held."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Confidence of the interval that decides."""
+
+
+class WorkerConfig(Section):
+    """How the training process is supervised."""
+
+    hang_seconds: PositiveFloat = 600.0
+    """A worker that says nothing for so long is killed and resumed."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Times a job is resumed after a crash or a hang before it fails."""
+    stop_grace_seconds: PositiveFloat = 60.0
+    """Time a worker has to save and end after it was told to."""
+    preload: bool = True
+    """Start the worker's imports while a file settles."""
+
+
+class MonitoringConfig(Section):
+    """How often signals are written."""
+
+    status_seconds: PositiveFloat = 2.0
+    """Longest time between two writes of status/training_status.json."""
+
+
+class LoggingConfig(Section):
+    """The daemon's own log."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severity that is logged."""
+    max_bytes: PositiveInt = 10 * 2**20
+    """logs/daemon.log is rotated at this size."""
+    backups: Annotated[int, Field(ge=0)] = 5
+    """Rotated logs kept."""
+
+
+class Config(BaseSettings):
+    """All of config.yaml."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    model: ModelConfig = ModelConfig()
+    inbox: InboxConfig = InboxConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    worker: WorkerConfig = WorkerConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+def config_keys() -> Iterator[str]:
+    """Yield every key of config.yaml as ``section.key``."""
+    for section, field in Config.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for key in field.annotation.model_fields:
+            yield f"{section}.{key}"
+
+
+def load_config(base: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``base/config.yaml`` under the environment and the `overrides` (``train.seed=1``).
+
+    A missing file means the defaults. Raises ConfigError that names the place, the key and the nearest
+    known key or the expected value.
+    """
+    path = base / "config.yaml"
+    _refuse_unknown(_keys_of_environment(), "the environment")
+    from_file = _read_yaml(path)
+    _refuse_unknown(_flat_keys(from_file), str(path))
+    from_flags = _parse_overrides(overrides)
+
+    class Layered(Config):
+        """Config with the file below the environment and the flags above it."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        loaded = Layered(**from_flags)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail, path) for detail in error.errors())) from error
+    return Config.model_construct(**{name: getattr(loaded, name) for name in Config.model_fields})
+
+
+def dump_config(config: Config) -> str:
+    """Write `config` as YAML that `load_config` reads back to the same values."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: found {type(document).__name__}, expected sections such as 'train:'")
+    # A section whose keys are all commented out reads as null and means its defaults.
+    return {section: values for section, values in document.items() if values is not None}
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ConfigError(f"{override!r}: expected SECTION.KEY=VALUE, for instance train.seed=1")
+        _refuse_unknown([key], "the flags")
+        section, _, name = key.partition(".")
+        nested.setdefault(section, {})[name] = yaml.safe_load(value)
+    return nested
+
+
+def _flat_keys(document: dict[str, Any]) -> Iterator[str]:
+    for section, values in document.items():
+        if isinstance(values, dict):
+            yield from (f"{section}.{key}" for key in values)
+        else:
+            yield str(section)
+
+
+def _keys_of_environment() -> Iterator[str]:
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX):
+            yield name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1)
+
+
+def _refuse_unknown(keys: Iterator[str] | list[str], place: str) -> None:
+    known = [*config_keys(), *Config.model_fields]
+    for key in keys:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else "see config.yaml for all keys"
+            raise ConfigError(f"{place}: unknown key {key!r}; {hint}")
+
+
+def _explain(detail: Any, path: Path) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    return f"{path}: {key}: found {detail['input']!r}, expected: {detail['msg']}"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Every path of one run, ``models/runs/<job_id>/``."""
+
+    folder: Path
+
+    @property
+    def job_file(self) -> Path:
+        return self.folder / "job.json"
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration this run trains with."""
+        return self.folder / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def input(self, suffix: str) -> Path:
+        """The private copy of the dropped file; `suffix` is for instance ``.jsonl.gz``."""
+        return self.data / f"input{suffix}"
+
+    @property
+    def report(self) -> Path:
+        """The report card; written last, so that its presence means validation is complete."""
+        return self.data / "report.json"
+
+    @property
+    def report_text(self) -> Path:
+        return self.data / "report.txt"
+
+    @property
+    def refused(self) -> Path:
+        return self.data / "refused.jsonl"
+
+    @property
+    def train_records(self) -> Path:
+        return self.data / "train.jsonl"
+
+    @property
+    def held_out_records(self) -> Path:
+        return self.data / "held_out.jsonl"
+
+    @property
+    def tokens(self) -> Path:
+        """Folder of the tokenised records."""
+        return self.data / "tokens"
+
+    @property
+    def trainer_log(self) -> Path:
+        return self.folder / "trainer_log.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every path of a base folder."""
+
+    base: Path
+
+    def create(self) -> None:
+        """Make the folders that are missing."""
+        for folder in (
+            *(self.processing, self.done, self.rejected, self.failed, self.skipped),
+            *(self.status_file.parent, self.base_models, self.versions, self.runs, self.held_out),
+            self.run_logs,
+        ):
+            make_folder(folder)
+
+    @property
+    def config_file(self) -> Path:
+        return self.base / "config.yaml"
+
+    @property
+    def inbox(self) -> Path:
+        return self.base / "inbox"
+
+    @property
+    def processing(self) -> Path:
+        return self.inbox / "processing"
+
+    @property
+    def done(self) -> Path:
+        return self.inbox / "done"
+
+    @property
+    def rejected(self) -> Path:
+        return self.inbox / "rejected"
+
+    @property
+    def failed(self) -> Path:
+        return self.inbox / "failed"
+
+    @property
+    def skipped(self) -> Path:
+        return self.inbox / "skipped"
+
+    @property
+    def status_file(self) -> Path:
+        return self.base / "status" / "training_status.json"
+
+    @property
+    def daemon_lock(self) -> Path:
+        return self.base / "status" / "daemon.lock"
+
+    @property
+    def worker_lock(self) -> Path:
+        return self.base / "status" / "worker.lock"
+
+    @property
+    def models(self) -> Path:
+        return self.base / "models"
+
+    @property
+    def base_models(self) -> Path:
+        return self.models / "base"
+
+    @property
+    def versions(self) -> Path:
+        return self.models / "versions"
+
+    @property
+    def current(self) -> Path:
+        """The link to the version that is served."""
+        return self.models / "current"
+
+    @property
+    def runs(self) -> Path:
+        return self.models / "runs"
+
+    @property
+    def held_out(self) -> Path:
+        """One file of held-out records for each accepted file, kept for ever."""
+        return self.models / "held_out"
+
+    @property
+    def log_file(self) -> Path:
+        return self.base / "logs" / "daemon.log"
+
+    @property
+    def run_logs(self) -> Path:
+        return self.base / "logs" / "runs"
+
+    def control(self, command: str) -> Path:
+        """The control file of a command, for instance ``.pause``."""
+        return self.base / f".{command}"
+
+    def run(self, job_id: str) -> RunPaths:
+        return RunPaths(self.runs / job_id)

@@ -1,0 +1,191 @@
+"""The language in which a worker speaks to the daemon: one JSON object a line on a pipe of its own.
+
+The last event of a worker is always an `OutcomeEvent`; a worker that ends without one has crashed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Phase = Literal["starting", "validating", "loading", "training", "evaluating", "publishing"]
+Outcome = Literal["completed", "refused", "paused", "stopped", "skipped", "failed", "waiting"]
+
+
+def now() -> datetime:
+    """Return the wall-clock time, for display only; durations and order never come from it."""
+    return datetime.now(UTC)
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
+
+    at: datetime = Field(default_factory=now)
+
+
+class HeartbeatEvent(_Event):
+    """The worker lives; sent at least every few seconds by a thread that watches for progress."""
+
+    event: Literal["heartbeat"] = "heartbeat"
+    rss_bytes: int | None = None
+
+
+class PhaseEvent(_Event):
+    """The worker has begun a phase; `done` and `total` count in `unit` where that is known."""
+
+    event: Literal["phase"] = "phase"
+    phase: Phase
+    done: int | None = None
+    total: int | None = None
+    unit: str | None = None
+
+
+class NoteEvent(_Event):
+    """Something a person should read in the log or the status."""
+
+    event: Literal["note"] = "note"
+    message: str
+
+
+class ReportEvent(_Event):
+    """The report card is complete."""
+
+    event: Literal["report"] = "report"
+    format: str | None
+    accepted: int
+    refused: int
+    held_out: int
+    usable: bool
+
+
+class PlanEvent(_Event):
+    """What the run will do; the totals are exact."""
+
+    event: Literal["plan"] = "plan"
+    records: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    tokens_per_epoch: int
+    start_step: int = 0
+    parent: str | None = None
+    trainable_parameters: int | None = None
+
+
+class StepEvent(_Event):
+    """One optimizer update; `loss` is nats per trained token of that step's records."""
+
+    event: Literal["step"] = "step"
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    tokens: int
+    seconds: float
+
+
+class EvaluatedEvent(_Event):
+    """Held-out loss in nats per assistant token, at a step of the run or for a finished candidate."""
+
+    event: Literal["evaluated"] = "evaluated"
+    step: int
+    eval_loss: float
+    records: int
+    tokens: int
+
+
+class ExampleEvent(_Event):
+    """One held-out prompt with its expected and its generated answer."""
+
+    event: Literal["example"] = "example"
+    step: int
+    system_prompt: str | None
+    prompt: str
+    golden_answer: str
+    model_answer: str
+    answer_matches: bool
+    golden_tokens: int
+    model_tokens: int
+
+
+class CheckpointEvent(_Event):
+    """A whole, sealed checkpoint lies in the run folder."""
+
+    event: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: str
+    eval_loss: float | None
+    is_best: bool
+
+
+class PublishedEvent(_Event):
+    """A version has been committed; the daemon may move `current` if the decision says so."""
+
+    event: Literal["published"] = "published"
+    version: str
+    decision: Literal["promote", "hold"]
+    reason: str
+    before_loss: float | None
+    after_loss: float | None
+
+
+class OutcomeEvent(_Event):
+    """How the job ended; always the last event.
+
+    `kind` is the reason in one word when `outcome` is ``failed`` or ``waiting``.
+    """
+
+    event: Literal["outcome"] = "outcome"
+    outcome: Outcome
+    kind: str | None = None
+    message: str | None = None
+    step: int | None = None
+    version: str | None = None
+
+
+Event = (
+    HeartbeatEvent
+    | PhaseEvent
+    | NoteEvent
+    | ReportEvent
+    | PlanEvent
+    | StepEvent
+    | EvaluatedEvent
+    | ExampleEvent
+    | CheckpointEvent
+    | PublishedEvent
+    | OutcomeEvent
+)
+_adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def encode_event(event: Event) -> bytes:
+    """Serialise to one line of JSON, newline included; numbers that are not finite become null."""
+    return orjson.dumps(event.model_dump(mode="python")) + b"\n"
+
+
+def decode_event(line: bytes) -> Event:
+    """Parse one line; raise ValueError when it is not an event."""
+    return _adapter.validate_json(line)
+
+
+class EventWriter:
+    """The worker's end of the pipe; safe to use from several threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def emit(self, event: Event) -> None:
+        """Write one event whole; raise BrokenPipeError when the daemon is gone."""
+        view = memoryview(encode_event(event))
+        with self._lock:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
