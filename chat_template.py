@@ -323,16 +323,26 @@ class ChatTemplate:
             {**message, "content": f"\ue000{index}\ue001"} if message["content"] else message
             for index, message in enumerate(messages)
         ]
-        pieces = _PLACEHOLDER.split(self._render(marked, tools, generation_prompt))
+        rendered = self._render(marked, tools, generation_prompt)
+        silent = [
+            i for i, message in enumerate(messages) if _is_assistant(message) and not message["content"]
+        ]
+        for index in reversed(silent):
+            # An answer of tool calls alone begins where its prompt ends.
+            prompt = self._render(marked[:index], tools, True)
+            if not rendered.startswith(prompt):
+                raise _refusal("a template that rewrites earlier turns", _EXPECTED)
+            rendered = f"{prompt}\ue000{index}\ue001{rendered[len(prompt) :]}"
+        pieces = _PLACEHOLDER.split(rendered)
         markup, slots = pieces[0::2], [int(piece) for piece in pieces[1::2]]
-        if slots != [index for index, message in enumerate(messages) if message["content"]]:
+        if slots != [i for i, message in enumerate(messages) if message["content"] or _is_assistant(message)]:
             raise _refusal("a template that drops or repeats a message", _EXPECTED)
         ids = [
             encoding.ids
             for encoding in self._markup_tokenizer.encode_batch_fast(markup, add_special_tokens=False)
         ]
         ends = [
-            self._turn_end(ids[position + 1]) if messages[slot]["role"] == "assistant" else 0
+            self._turn_end(ids[position + 1]) if _is_assistant(messages[slot]) else 0
             for position, slot in enumerate(slots)
         ]
         return _Shape(markup, ids, slots, ends)
@@ -396,6 +406,10 @@ class ChatTemplate:
             return declared
         spare = sorted(self._control_ids - {self.eos_token_id, self.bos_token_id})
         return spare[0] if spare else (self.eos_token_id or 0)
+
+
+def _is_assistant(message: Message) -> bool:
+    return bool(message["role"] == "assistant")
 
 
 def _assemble(shape: _Shape, contents: Sequence[list[int]]) -> Encoded:
