@@ -45,10 +45,9 @@ def examine(base: Path) -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    found = sys.version.split()[0]
-    if sys.version_info < (3, 11):
-        return Finding("Python", "problem", found, "install Python 3.11 or newer")
-    return Finding("Python", "ok", found)
+    if sys.prefix == sys.base_prefix:
+        return Finding("Python", "warning", f"{sys.version.split()[0]} outside .venv", "run: make install")
+    return Finding("Python", "ok", sys.version.split()[0])
 
 
 def _torch() -> Finding:
