@@ -129,7 +129,8 @@ def parse_tools(value: Any) -> list[Any] | None:
 
 def unused_message_keys(messages: Sequence[Any]) -> set[str]:
     """Return the keys of raw turns that nothing here reads."""
-    return {key for message in messages if type(message) is dict for key in message} - _KNOWN_KEYS
+    longer = [message for message in messages if type(message) is dict and len(message) > 2]
+    return {key for message in longer for key in message} - _KNOWN_KEYS
 
 
 def _is_plain(item: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
+import durable
 from errors import RecordRefused
 from intake.formats import Format, Kind
 from intake.reading import UNITS, Container
@@ -126,6 +127,10 @@ class ReportCard(Document):
     def unit(self) -> str:
         """What a record's number counts: line, element or row."""
         return UNITS[self.container] if self.container else "record"
+
+    def to_json(self) -> str:
+        """Write the report for programs, as ``report.json`` holds it."""
+        return durable.to_json(self.model_dump(mode="json")).decode("utf-8")
 
     def to_text(self) -> str:
         """Write the report for people."""
