@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, help="a new folder to work in; by default demo/, demo-2/, …")
     options = parser.parse_args(arguments)
     try:
-        run(options.base or free_folder(ROOT / "demo"))
+        run(new_folder(options.base))
     except TrainboxError as error:
         console.print(Text(f"demo: {error}", "red"))
         return 1
@@ -109,6 +109,15 @@ def run(folder: Path) -> None:
             f"found {after.valid:.0%} valid and {after.exact:.0%} exact answers, expected at least "
             f"{PROMISED_VALID:.0%} and {PROMISED_EXACT:.0%}; please report this with {shown(paths.log_file)}"
         )
+
+
+def new_folder(wanted: Path | None) -> Path:
+    """Return the folder to work in, which must not exist: a demo changes nothing of a person's."""
+    if wanted is None:
+        return free_folder(ROOT / "demo")
+    if wanted.exists():
+        raise DemoFailed(f"{wanted}: exists already, expected a new folder; give another --base")
+    return wanted
 
 
 def free_folder(wanted: Path) -> Path:
@@ -140,8 +149,6 @@ def prepare_model() -> Path:
 
 def make_base_folder(folder: Path, base_model: Path) -> Paths:
     """Make a base folder with its own config.yaml and the example tickets in its inbox."""
-    if folder.exists():
-        raise DemoFailed(f"{folder}: exists already, expected a new folder; give another --base")
     paths = Paths(folder.resolve())
     paths.create()
     settings = {"model": {"base": str(base_model)}, **SETTINGS}
