@@ -287,7 +287,7 @@ def _reason_to_leave(name: str, status: os.stat_result, device: int) -> str | No
     if status.st_dev != device:
         return "lies on another file system mounted here; copy it"
     if stat.S_ISDIR(mode):
-        return f"is a folder named like a {_suffix(name)} file; drop the files in it" if _suffix(name) else None
+        return "is a folder with the name of a file; drop the files inside it" if _suffix(name) else None
     if not stat.S_ISREG(mode):
         return "is not a file; only files are taken"
     if status.st_nlink > 1:

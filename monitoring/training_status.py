@@ -291,7 +291,7 @@ class StatusWriter:
             matches=event.answer_matches,
             loss=known.loss,
         )
-        recent = known.recent_examples if example in known.recent_examples else (*known.recent_examples, example)
+        others = tuple(known_one for known_one in known.recent_examples if known_one != example)
         total, correct = known.total_evals + 1, known.total_correct + event.answer_matches
         self.update(
             current_system_prompt=event.system_prompt,
@@ -299,7 +299,7 @@ class StatusWriter:
             golden_answer=event.golden_answer,
             model_answer=event.model_answer,
             answer_matches=event.answer_matches,
-            recent_examples=recent[-RECENT_EXAMPLES:],
+            recent_examples=(*others, example)[-RECENT_EXAMPLES:],
             total_evals=total,
             total_correct=correct,
             accuracy_percent=100 * correct / total,

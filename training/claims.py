@@ -146,9 +146,7 @@ class Claims:
         )
         return SetAside("too_large", self._set_aside(candidate, self._paths.rejected, reason, {}), reason)
 
-    def _set_aside(
-        self, candidate: Candidate, folder: Path, reason: str, facts: Mapping[str, Any]
-    ) -> Path:
+    def _set_aside(self, candidate: Candidate, folder: Path, reason: str, facts: Mapping[str, Any]) -> Path:
         """Write the report, then move the file beside it; a repeat after a crash finds its own report."""
         identity = list(candidate.signature)
 

@@ -67,7 +67,8 @@ def _report(run: RunPaths) -> dict[str, Any]:
 def _report_text(run: RunPaths, job: Job) -> str:
     lines = [f"{job.name}: {job.outcome} (job {job.job_id})"]
     lines += [f"Version: {job.version}"] if job.version else []
-    lines += [f"Reason: {job.failure_kind + ': ' if job.failure_kind else ''}{job.message}"] if job.message else []
+    if job.message is not None:
+        lines.append(f"{job.failure_kind or 'reason'}: {job.message}")
     card = run.report_text.read_text(encoding="utf-8") if run.report_text.is_file() else ""
     return "\n".join(lines) + "\n" + (f"\n{card}" if card else "")
 

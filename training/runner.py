@@ -257,8 +257,8 @@ class Runner:
             if worker.has_ended():
                 return _explain_death(worker)
             if self._clock() - worker.heard_at > self._config.hang_seconds:
-                message = f"said nothing for {self._config.hang_seconds:g} s (worker.hang_seconds) and was killed"
-                return OutcomeEvent(outcome="failed", kind="hang", message=message)
+                silence = f"said nothing for {self._config.hang_seconds:g} s (worker.hang_seconds)"
+                return OutcomeEvent(outcome="failed", kind="hang", message=f"{silence} and was killed")
             wish = beat()
             if wish is not None:
                 told, told_at = wish, told_at if told else self._clock()
