@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from training.dataset import IGNORED
+from chat_template import IGNORE
 
 MEGA_BATCHES = 64
 """Micro-batches shuffled together before their records are sorted by length."""
@@ -117,7 +117,7 @@ def collate(rows: Sequence[Row], *, packed: bool, pad_token_id: int) -> Batch:
             input_ids[row_number, : len(sequence)] = sequence
         position_ids = None
     # The hidden state at t predicts the token at t + 1.
-    trained = [np.flatnonzero(sequence[1:] != IGNORED) for sequence in labels]
+    trained = [np.flatnonzero(sequence[1:] != IGNORE) for sequence in labels]
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=position_ids,

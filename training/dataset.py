@@ -20,14 +20,14 @@ from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 
 import durable
-from chat_template import ChatTemplate, Encoded
+from chat_template import IGNORE, ChatTemplate, Encoded
 from config import DataConfig
 from errors import JobFailed, RecordRefused
 from intake.formats import Record
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
+
 CHUNK_RECORDS = 256
 PROVED_RECORDS = 64
 Kind = Literal["chat", "text", "preference"]
@@ -72,16 +72,17 @@ def tokenise_run(
     folder: Path,
     files: dict[str, Path],
     template: ChatTemplate,
+    template_key: str,
     config: DataConfig,
     on_progress: Callable[[int], None],
 ) -> dict[str, TokenRows]:
     """Return the token rows of each named file of records, building and sealing `folder` if need be.
 
-    A folder that was sealed for the same records, template and limits is used as it is. `on_progress` is
-    called with the number of records done. Raises JobFailed when the trained tokens of a record do not
-    decode to what its assistant said.
+    A folder that was sealed for the same records, template (`template_key` is its hash) and limits is used
+    as it is. `on_progress` is called with the number of records done. Raises JobFailed when the trained
+    tokens of a record do not decode to what its assistant said.
     """
-    key = _cache_key(files, template, config)
+    key = _cache_key(files, template_key, config)
     if not (durable.is_sealed(folder) and durable.read_manifest(folder).get("key") == key):
         if folder.exists():
             durable.remove_tree(folder)
@@ -95,10 +96,10 @@ def tokenise_run(
     return {name: TokenRows(folder / f"{name}.arrow", TokenFacts(**stored[name])) for name in files}
 
 
-def _cache_key(files: dict[str, Path], template: ChatTemplate, config: DataConfig) -> dict[str, Any]:
+def _cache_key(files: dict[str, Path], template_key: str, config: DataConfig) -> dict[str, Any]:
     return {
         "records": {name: durable.sha256_file(path) for name, path in files.items()},
-        "template": template.fingerprint,
+        "template": template_key,
         "max_length": config.max_length,
         "excess_length": config.excess_length,
     }
@@ -141,6 +142,8 @@ def _rows(
     for record, sequences in zip(records, _encode(records, template), strict=True):
         if counts["records"] < PROVED_RECORDS:
             prove_labels(record, sequences, template)
+        if not all(_trained(labels) for _, labels in sequences):
+            raise JobFailed("data", f"line {record.line} was accepted, but no token of it would be trained")
         counts["records"] += 1
         rows = _fit(sequences, config)
         counts["cut_records"] += rows != [sequences]
@@ -169,9 +172,9 @@ def _encode(records: Sequence[Record], template: ChatTemplate) -> list[list[Piec
         encoded = template.encode_messages_batch([(record.messages, record.tools) for record in records])
         return [[_piece(record, one)] for record, one in zip(records, encoded, strict=True)]
     answers = [(record, answer) for record in records for answer in (record.chosen, record.rejected)]
-    encoded = template.encode_messages_batch([(record.prompt + answer, record.tools) for record, answer in answers])
+    encoded = template.encode_messages_batch([([*record.prompt, *answer], None) for record, answer in answers])
     pieces = [
-        _only_answer(_piece(record, one), template.encode_prompt(record.prompt, record.tools))
+        _only_answer(_piece(record, one), template.encode_prompt(record.prompt))
         for (record, _), one in zip(answers, encoded, strict=True)
     ]
     return [list(pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)]
@@ -188,7 +191,7 @@ def _only_answer(piece: Piece, prompt_ids: list[int]) -> Piece:
     ids, labels = piece
     if ids[: len(prompt_ids)] != prompt_ids:
         raise JobFailed("data", "the chat template renders a prompt differently once it has been answered")
-    return ids, [IGNORED] * len(prompt_ids) + labels[len(prompt_ids) :]
+    return ids, [IGNORE] * len(prompt_ids) + labels[len(prompt_ids) :]
 
 
 def _fit(sequences: list[Piece], config: DataConfig) -> list[list[Piece]]:
@@ -207,7 +210,7 @@ def _fit(sequences: list[Piece], config: DataConfig) -> list[list[Piece]]:
 
 def _trained(labels: list[int]) -> int:
     """Count the tokens that are learned; the first of a sequence has nothing to be predicted from."""
-    return sum(label != IGNORED for label in labels[1:])
+    return sum(label != IGNORE for label in labels[1:])
 
 
 def prove_labels(record: Record, sequences: Sequence[Piece], template: ChatTemplate) -> None:
@@ -217,8 +220,6 @@ def prove_labels(record: Record, sequences: Sequence[Piece], template: ChatTempl
     that stops generation, and nothing of another role may be trained.
     """
     for (ids, labels), spoken in zip(sequences, _spoken(record), strict=True):
-        if not _trained(labels):
-            raise JobFailed("data", f"line {record.line}: no token of it would be trained")
         if spoken is None:
             continue
         turns = _turns(ids, labels)
@@ -246,10 +247,10 @@ def _spoken(record: Record) -> list[list[str] | None]:
 
 def _turns(ids: list[int], labels: list[int]) -> list[list[int]]:
     turns: list[list[int]] = []
-    before = IGNORED
+    before = IGNORE
     for token, label in zip(ids, labels, strict=True):
-        if label != IGNORED:
-            if before == IGNORED:
+        if label != IGNORE:
+            if before == IGNORE:
                 turns.append([])
             turns[-1].append(token)
         before = label
