@@ -1,0 +1,137 @@
+"""What a version says about itself: the facts in its manifest, and the model card made from them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+VersionDecision = Literal["promote", "hold"]
+
+
+class RecordCounts(BaseModel):
+    """How many records of the file a version learned from, and how many were kept for evaluation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    train: int
+    held_out: int
+
+
+class HeldOutResult(BaseModel):
+    """Losses of parent and candidate on the same held-out records, in nats per assistant token."""
+
+    model_config = ConfigDict(frozen=True)
+
+    records: int
+    before_loss: float | None = None
+    """Of the parent version, or of the base model when there is no parent."""
+    after_loss: float | None = None
+    mean_difference: float | None = None
+    """Mean over records of after - before; negative is better."""
+    interval: tuple[float, float] | None = None
+    """Confidence interval of `mean_difference`."""
+
+
+class VersionFacts(BaseModel):
+    """Where a version comes from and how it did; kept in its manifest for as long as it exists.
+
+    Unknown facts are ignored, so that a manifest written by a later release can be read.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = ""
+    """Name of the version, for instance ``v0007``; given at publication."""
+    parent: str | None
+    """The version this one continues; None when it was trained from the base model."""
+    job_id: str
+    input_name: str
+    """The dropped file's name, escaped for display."""
+    input_sha256: str
+    base_model: str
+    """What transformers loads as the base: a folder or a Hugging Face name."""
+    base_sha256: str
+    """Hash of the base weights; an adapter is worthless on any other."""
+    created_at: datetime
+    config: dict[str, Any]
+    """The resolved configuration of the run."""
+    records: RecordCounts
+    steps: int
+    epochs: int
+    tokens: int
+    """Tokens trained on in this run, padding not counted."""
+    train_loss: float | None
+    """Mean of the last steps' losses, in nats per assistant token."""
+    held_out: HeldOutResult
+    decision: VersionDecision
+    decision_reason: str
+    best_checkpoint: int | None = None
+    """Step of the checkpoint that became this version."""
+
+
+def model_card(facts: VersionFacts) -> str:
+    """Return the README.md of a version: origin, scores, and how to load it without trainbox."""
+    header = yaml.safe_dump(
+        {"base_model": facts.base_model, "library_name": "peft", "tags": ["lora", "trainbox"]},
+        sort_keys=False,
+    )
+    return f"""---
+{header}---
+
+# {facts.version}
+
+A LoRA adapter, made by trainbox on {facts.created_at:%Y-%m-%d %H:%M} UTC.
+
+| | |
+|---|---|
+| Base model | {_code(facts.base_model)} |
+| Base weights, sha256 | {_code(facts.base_sha256)} |
+| Continues | {facts.parent or "nothing: trained from the base model"} |
+| Trained on | {_code(facts.input_name)}, {facts.records.train} records, {facts.records.held_out} held out |
+| Data, sha256 | {_code(facts.input_sha256)} |
+| Job | {facts.job_id} |
+| Training | {facts.steps} steps, {facts.epochs} epochs, {facts.tokens} tokens |
+| Training loss | {_loss(facts.train_loss)} |
+| Held-out loss before | {_loss(facts.held_out.before_loss)} |
+| Held-out loss after | {_loss(facts.held_out.after_loss)} |
+| Decision | {facts.decision}: {_cell(facts.decision_reason)} |
+
+Losses are nats per assistant token; both held-out losses are of the same {facts.held_out.records} records.
+Everything else, with the sha256 of each file, is in `manifest.json`.
+
+## Use it
+
+Any program that reads LoRA adapters loads this folder; with PEFT and Transformers:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # the folder this file lies in
+tokenizer = AutoTokenizer.from_pretrained(folder)
+base = AutoModelForCausalLM.from_pretrained({facts.base_model!r})
+model = PeftModel.from_pretrained(base, folder)
+
+question = [{{"role": "user", "content": "Hello"}}]
+text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+answer = model.generate(**inputs, max_new_tokens=100, do_sample=False)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+"""
+
+
+def _loss(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+def _code(text: str) -> str:
+    return f"`{_cell(text).replace('`', chr(39))}`"
+
+
+def _cell(text: str) -> str:
+    """Keep text inside one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|")
