@@ -216,7 +216,7 @@ class ChatTemplate:
     def measure_messages_batch(
         self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]
     ) -> list[Layout | RecordRefused]:
-        """Do as `encode_messages_batch` without handing out the tokens, which takes as long as all the rest."""
+        """Do as `encode_messages_batch`, but only count the tokens: half the work outside the tokenizer."""
         prepared, contents = self._prepare_batch(conversations)
         lengths = map(len, self.tokenizer.encode_batch_fast(contents, add_special_tokens=False))
         return [
@@ -293,7 +293,7 @@ class ChatTemplate:
                 "choose a base whose template has tools",
             )
         # Beside role and content a message holds nothing but tool calls, names and ids.
-        structured = tools is not None or any([len(message) > 2 for message in messages])
+        structured = tools is not None or max(map(len, messages), default=0) > 2
         if structured:
             self._refuse_control_tokens(messages, tools)
             shape = self._render_shape(messages, tools, generation_prompt)

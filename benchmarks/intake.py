@@ -102,7 +102,8 @@ def _peak_mb() -> float:
 
 
 def _in_own_process(task: str, path: Path, model: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.intake", "--task", task, "--file", str(path), "--model", str(model)]
+    where = ["--file", str(path), "--model", str(model)]
+    command = [sys.executable, "-m", "benchmarks.intake", "--task", task, *where]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     result: dict[str, float] = json.loads(output)
     return result
@@ -135,7 +136,9 @@ def measure(model: Path, small_mb: float, large_mb: float) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    parser.add_argument("--model", type=Path, default=MODEL, help="folder with the tokenizer and its template")
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, help="folder with the tokenizer and its template"
+    )
     parser.add_argument("--small-mb", type=float, default=SMALL_MB)
     parser.add_argument("--large-mb", type=float, default=LARGE_MB)
     parser.add_argument("--task", choices=("tokenise", "check"), help=argparse.SUPPRESS)
@@ -149,7 +152,7 @@ def main() -> None:
     for key, value in result.items():
         print(f"{key:<26}{value:>14,}")
     if arguments.json:
-        print(json.dumps({"intake": result}))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

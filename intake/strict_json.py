@@ -73,10 +73,10 @@ def _inspect(value: Any) -> tuple[int, bool]:
 
 
 def _count_quotes(raw: bytes) -> int:
-    """Count the quotes that begin or end a string; with backslashes before them perhaps too many, never too few.
+    """Count the quotes around strings; where backslashes precede them perhaps too many, never too few.
 
-    Two for each string that was parsed prove that no key was repeated: the repeated one would be missing
-    from what was parsed. A scan takes under a microsecond for a kilobyte, json with a hook takes 40.
+    Two for each string that was parsed prove that no key was repeated: a repeated key would be missing from
+    what was parsed. A scan takes under a microsecond for a kilobyte, json with a hook takes 40.
     """
     quotes = raw.count(b'"')
     if b'\\"' in raw:
