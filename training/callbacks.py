@@ -233,8 +233,5 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         is_best = best is not None and best.facts.step == facts.step
         logger.info("Saved checkpoint step=%d eval_loss=%s", facts.step, facts.eval_loss)
         self._link.emit(
-            CheckpointEvent(
-                step=facts.step, path=str(folder), eval_loss=facts.eval_loss, is_best=is_best
-            )
+            CheckpointEvent(step=facts.step, path=str(folder), eval_loss=facts.eval_loss, is_best=is_best)
         )
-

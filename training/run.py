@@ -106,7 +106,10 @@ class Run:
         except Interrupted as interrupted:
             return OutcomeEvent(outcome=OUTCOMES[interrupted.command], step=self._step())
         return OutcomeEvent(
-            outcome="completed", version=version.name, step=version.facts.steps, message=version.facts.decision_reason
+            outcome="completed",
+            version=version.name,
+            step=version.facts.steps,
+            message=version.facts.decision_reason,
         )
 
     def _make_version(self) -> Version:
@@ -221,9 +224,7 @@ class Run:
             self._config.evaluation,
             self._link,
         )
-        callback = RunCallback(
-            self._folder, self._config.train, learner.precision, self._link, examples.show
-        )
+        callback = RunCallback(self._folder, self._config.train, learner.precision, self._link, examples.show)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
         carries = parent is not None and self._config.train.optimizer_state == "carry"
         trainer.setup(
@@ -282,7 +283,9 @@ class Run:
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         if held_out is None:
-            return Result(candidate, None, None, decide([], [], self._config.promotion, self._config.train.seed))
+            return Result(
+                candidate, None, None, decide([], [], self._config.promotion, self._config.train.seed)
+            )
         set_adapter_weights(trainer.model, initial)
         before = trainer.record_losses(held_out)
         load_adapter(trainer.model, candidate.folder)

@@ -108,7 +108,12 @@ class Workshop:
         run = self.paths.run(job_id)
         durable.make_folder(run.data)
         run.input(".jsonl").write_bytes(content)
-        small = ("train.threads=1", "model.precision=float32", "data.held_out_fraction=0.2", "evaluation.sample_prompts=1")
+        small = (
+            "train.threads=1",
+            "model.precision=float32",
+            "data.held_out_fraction=0.2",
+            "evaluation.sample_prompts=1",
+        )
         settings = [f"model.base={self.model}", "train.learning_rate=1e-2", *small, *overrides]
         run.config_file.write_text(dump_config(load_config(self.paths.base, settings)))
         store.save(
