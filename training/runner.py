@@ -215,7 +215,7 @@ class Runner:
     def release(self) -> None:
         """End the worker that is kept ready."""
         if self._standby is not None:
-            self._standby.end(EXIT_SECONDS)
+            self._standby.end()
             self._standby = None
 
     def run(

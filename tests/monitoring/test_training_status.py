@@ -31,7 +31,6 @@ from monitoring.events import (
 )
 from monitoring.training_status import (
     RECENT_EXAMPLES,
-    ControlStatus,
     StatusWriter,
     TrainingStatus,
     read_status,
@@ -216,11 +215,25 @@ def test_notes_and_verdicts_are_messages(writer: StatusWriter) -> None:
     assert writer.status.worker_rss_bytes == 7
 
 
-def test_a_command_is_acknowledged_by_final_names(paths: Paths, writer: StatusWriter) -> None:
-    writer.update(control=ControlStatus(command="pause", reason="r", received_at=now(), step=7))
+def test_a_command_is_acknowledged_once_by_final_names(paths: Paths, writer: StatusWriter) -> None:
+    writer.acknowledge(step=3)
+    assert on_disk(paths)["control"] is None
+    writer.receive("pause", "gaming", now())
+    writer.acknowledge(step=7)
+    writer.acknowledge(step=8, message="twice")
     control = on_disk(paths)["control"]
     assert isinstance(control, dict)
-    assert {"command", "reason", "received_at", "applied_at", "step"} <= set(control)
+    assert (control["command"], control["reason"], control["step"]) == ("pause", "gaming", 7)
+    assert control["received_at"] <= control["applied_at"]
+
+
+def test_a_stop_or_skip_shows_only_where_something_runs(writer: StatusWriter) -> None:
+    writer.receive("skip", None, now())
+    assert writer.status.status == "idle"
+    for command, status in (("skip", "skipping"), ("stop", "stopping")):
+        writer.update(status="training")
+        writer.receive(command, None, now())
+        assert writer.status.status == status
 
 
 GOLDEN_FIELDS = {
