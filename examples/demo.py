@@ -197,6 +197,7 @@ def watch(daemon: subprocess.Popen[bytes], paths: Paths) -> None:
         for task in progress.tasks:
             finish(progress, task.id)
         live.update(progress)
+    console.print()
 
 
 def show_phase(progress: Progress, tasks: dict[str, TaskID], status: TrainingStatus) -> None:
@@ -307,10 +308,11 @@ def show(paths: Paths, version: Version, before: Exam, after: Exam) -> None:
     for number in of_different_kinds(conversations):
         _, question, right = conversations[number]
         table = Table.grid(padding=(0, 2))
+        table.add_row("asked", Text(question["content"], "bold"))
         table.add_row("before", Text(shorten(before.answers[number]), "yellow"))
         is_right = read_answer(after.answers[number]) == read_answer(right["content"])
         table.add_row("after", Text(after.answers[number], "green" if is_right else "red"))
-        console.print(Panel(table, title=Text(question["content"], "bold"), title_align="left"))
+        console.print(Panel(table))
     numbers = Table("on 48 held-out tickets", "before", "after")
     numbers.add_row("valid JSON", f"{before.valid:.0%}", f"[bold green]{after.valid:.0%}")
     numbers.add_row("exact match", f"{before.exact:.0%}", f"[bold green]{after.exact:.0%}")
