@@ -172,7 +172,7 @@ def train(paths: Paths) -> None:
             console.print("Saving a checkpoint …")
             daemon.send_signal(signal.SIGTERM)
             daemon.wait()
-            console.print(f"Go on from there with: [bold]trainbox run --base {shown(paths.base)}[/]")
+            console.print(f"Go on from there with: [bold]{trainbox()} run --base {shown(paths.base)}[/]")
             raise
     if daemon.returncode != 0:
         raise DemoFailed(failure_of(paths))
@@ -319,15 +319,15 @@ def show(paths: Paths, version: Version, before: Exam, after: Exam) -> None:
     numbers.add_row("held-out loss", f"{before.loss:.3f}", f"[bold green]{after.loss:.3f}")
     console.print(numbers)
     system = conversations[0][0]["content"]
-    base, trainbox = shown(paths.base), f"{shown(Path(sys.executable).parent)}/trainbox"
+    base = shown(paths.base)
     console.print(f"\nVersion [bold]{version.name}[/] lies in [bold]{shown(version.folder)}/[/]")
     console.print(Text(f"{version.facts.decision}: {version.facts.decision_reason}\n", "dim"))
     console.print("What to type next:")
     prompt = "My drill has not come, order Q1234. Please hurry."
     for command in (
-        f'{trainbox} generate --base {base} --system "{system}" --prompt "{prompt}"',
-        f"{trainbox} versions --base {base}",
-        f"cp YOUR_FILE.jsonl {base}/inbox/ && {trainbox} run --base {base}",
+        f'{trainbox()} generate --base {base} --system "{system}" --prompt "{prompt}"',
+        f"{trainbox()} versions --base {base}",
+        f"cp YOUR_FILE.jsonl {base}/inbox/ && {trainbox()} run --base {base}",
     ):
         console.print(Text(f"  {command}", "bold"), soft_wrap=True)
 
@@ -359,6 +359,11 @@ def shorten(text: str, limit: int = 160) -> str:
     """Return `text` in one line of at most `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def trainbox() -> str:
+    """Return the `trainbox` command of this installation as a person here would type it."""
+    return f"{shown(Path(sys.executable).parent)}/trainbox"
 
 
 def shown(path: Path) -> str:
