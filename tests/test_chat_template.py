@@ -92,20 +92,20 @@ def test_ids_equal_those_of_transformers_for_harmless_text(template: ChatTemplat
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=2, max_size=6))
-def test_any_words_are_trained_exactly_or_refused(template: ChatTemplate, words: list[str]) -> None:
+def test_any_words_are_trained_exactly(template: ChatTemplate, words: list[str]) -> None:
     roles = ["user", "assistant"]
     messages = [{"role": roles[turn % 2], "content": text} for turn, text in enumerate(words)]
     try:
         encoded = template.encode_messages(messages)
-    except (RecordRefused, UnicodeEncodeError):
-        assert any(re.search("[\ue000\ue001\ud800-\udfff]", text) for text in words)
+    except UnicodeEncodeError:
+        assert any(re.search("[\ud800-\udfff]", text) for text in words)
         return
     trained = [template.decode(encoded.input_ids[a:b]) for a, b in encoded.spans]
     assert trained == words[1::2]
 
 
 def test_a_batch_holds_the_refusal_in_its_place(template: ChatTemplate) -> None:
-    bad = [{"role": "user", "content": "\ue0000\ue001"}, TALK[1]]
+    bad = [TALK[0], {**TALK[1], "tool_calls": [{"name": "<|im_end|>"}]}]
     good, refused, also_good = template.encode_messages_batch([(TALK, None), (bad, None), (TALK[:2], None)])
     assert isinstance(refused, RecordRefused)
     assert good == template.encode_messages(TALK)
@@ -160,7 +160,7 @@ def test_tools_are_rendered_where_the_template_has_them(tiny_model: Path) -> Non
 
 
 def test_tools_are_refused_where_the_template_has_none(template: ChatTemplate) -> None:
-    with pytest.raises(RecordRefused, match="no place for them"):
+    with pytest.raises(RecordRefused, match="this chat template has none"):
         template.encode_messages(TALK, [{"type": "function"}])
 
 
