@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,7 +254,11 @@ def examine(paths: Paths, version: Version) -> tuple[Exam, Exam]:
         template = ChatTemplate.load(folder, config.model.chat_template_kwargs)
         model: Any = load_base(folder, config.model, choose_precision(config.model))
         before = sit_exam(model, template, config)
-        return before, sit_exam(PeftModel.from_pretrained(model, version.folder), template, config)
+        with warnings.catch_warnings():
+            # PEFT reads an attribute that transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(model, version.folder)
+        return before, sit_exam(model, template, config)
 
 
 def sit_exam(model: Any, template: ChatTemplate, config: Config) -> Exam:
@@ -299,8 +304,8 @@ def held_out() -> list[list[Message]]:
 def show(paths: Paths, version: Version, before: Exam, after: Exam) -> None:
     """Print some answers, the numbers, where the version lies and what to type next."""
     conversations = held_out()
-    for number in range(SHOWN_EXAMPLES):
-        system, question, right = conversations[number]
+    for number in of_different_kinds(conversations):
+        _, question, right = conversations[number]
         table = Table.grid(padding=(0, 2))
         table.add_row("before", Text(shorten(before.answers[number]), "yellow"))
         is_right = read_answer(after.answers[number]) == read_answer(right["content"])
@@ -311,17 +316,26 @@ def show(paths: Paths, version: Version, before: Exam, after: Exam) -> None:
     numbers.add_row("exact match", f"{before.exact:.0%}", f"[bold green]{after.exact:.0%}")
     numbers.add_row("held-out loss", f"{before.loss:.3f}", f"[bold green]{after.loss:.3f}")
     console.print(numbers)
+    system = conversations[0][0]["content"]
     base, trainbox = shown(paths.base), f"{shown(Path(sys.executable).parent)}/trainbox"
     console.print(f"\nVersion [bold]{version.name}[/] lies in [bold]{shown(version.folder)}/[/]")
     console.print(Text(f"{version.facts.decision}: {version.facts.decision_reason}\n", "dim"))
     console.print("What to type next:")
     prompt = "My drill has not come, order Q1234. Please hurry."
     for command in (
-        f'{trainbox} generate --base {base} --system "{system["content"]}" --prompt "{prompt}"',
+        f'{trainbox} generate --base {base} --system "{system}" --prompt "{prompt}"',
         f"{trainbox} versions --base {base}",
         f"cp YOUR_FILE.jsonl {base}/inbox/ && {trainbox} run --base {base}",
     ):
         console.print(Text(f"  {command}", "bold"), soft_wrap=True)
+
+
+def of_different_kinds(conversations: list[list[Message]]) -> list[int]:
+    """Return the numbers of a few conversations whose tickets are about different problems."""
+    first: dict[str, int] = {}
+    for number, messages in enumerate(conversations):
+        first.setdefault(json.loads(messages[-1]["content"])["problem"], number)
+    return list(first.values())[:SHOWN_EXAMPLES]
 
 
 def failure_of(paths: Paths) -> str:
