@@ -1,0 +1,486 @@
+"""The long-running process: it takes dropped files and has them trained, one after the other.
+
+startup: finish what a crash interrupted. loop: obey the control files, claim settled files, run the next
+job. shutdown: let everything go. All that matters lies in folders and is written before it is acted on, so
+the daemon may be killed at any instant. It never imports torch: a job runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import filelock
+
+import durable
+from config import Config, LoggingConfig, Paths, load_config
+from errors import AlreadyRunning, EnvironmentNotReady, TrainboxError, UsageError
+from intake.inbox import Inbox
+from intake.watch import Bell, Watch
+from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, now
+from monitoring.systemd import Notifier
+from monitoring.training_status import ControlStatus, QueueStatus, Status, StatusWriter
+from training.claims import Claims, SetAside
+from training.control import Control, Request
+from training.filing import file_away
+from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
+from training.jobs import Job, JobStore
+from training.runner import WORKER_COMMAND, Runner, Wish
+from training.versions import VersionStore
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+"""First wait when the environment is not ready; it doubles up to `LONGEST_RETRY_SECONDS`."""
+LONGEST_RETRY_SECONDS = 300.0
+CLAIM_SECONDS = 1.0
+"""Files are claimed for so long at a stretch, then commands and the running job are looked after."""
+SCAN_GAP_SECONDS = 0.1
+"""However many events come, the inbox is not scanned more often."""
+SHOWN_NAMES = 20
+
+
+class Daemon:
+    """One daemon at work on one base folder, whose lock the caller holds."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        config: Config,
+        *,
+        until_idle: bool = False,
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        notifier: Notifier | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._paths = paths
+        self._config = config
+        self._until_idle = until_idle
+        self._notifier = notifier or Notifier()
+        self._first_retry_seconds = retry_seconds
+        self._clock = clock
+
+        self._store = JobStore(paths)
+        self._versions = VersionStore(paths)
+        self._inbox = Inbox(paths, config.inbox, clock)
+        self._claims = Claims(paths, self._store, config)
+        self._control = Control(paths)
+        self._runner = Runner(paths, config.worker, worker_command, clock)
+        self._status = StatusWriter(
+            paths.status_file,
+            config.monitoring.status_seconds,
+            clock,
+            state="starting",
+            max_output_tokens=config.evaluation.max_new_tokens,
+            context_window=config.data.max_length,
+        )
+        self._bell = Bell()
+        self._watch = Watch(paths, self._bell)
+
+        self._queue = JobQueue(self._store)
+        self._running: Job | None = None
+        self._runs = 0
+        self._scan_at = clock()
+        self._is_inbox_quiet = False
+        self._claim_trouble: str | None = None
+        self._retry_at: float | None = None
+        self._retry_seconds = retry_seconds
+        self._signals = 0
+        self._is_stop_asked = False
+        self._is_skip_asked = False
+
+    def run(self) -> None:
+        """Work until told to stop, or until there is nothing left to do when that is what was asked."""
+        self.startup()
+        try:
+            self.loop()
+        finally:
+            self.shutdown()
+
+    def startup(self) -> None:
+        """Finish what a crash interrupted, then say that we are there."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._status.write()
+        self._control.discard_stop()
+        self._claims.recover()
+        self._versions.roll_forward()
+        for job in self._queue.waiting():
+            if job.state == "running":
+                logger.info("Found job %s interrupted at step %s; it goes on", job.job_id, job.step or 0)
+                self._queue.save(changed(job, state="queued"))
+        self._watch.start()
+        self._notifier.send("READY=1")
+        logger.info("Watching %s (pid %d)", self._paths.inbox, os.getpid())
+
+    def loop(self) -> None:
+        """Obey control, claim settled files, run the next job; rest when there is nothing to do."""
+        while not self._is_ending():
+            self._beat()
+            job = self._next_job()
+            if job is not None:
+                self._run_job(job)
+            elif self._until_idle and self._is_idle():
+                logger.info("Nothing left to do")
+                return
+            else:
+                self._rest()
+
+    def shutdown(self) -> None:
+        """Let go of the worker, the watch and the status; the queue lies on disk."""
+        self._notifier.send("STOPPING=1")
+        self._watch.stop()
+        self._runner.release()
+        self._acknowledge()
+        self._tell_rest()
+        self._status.update(state="stopped")
+        logger.info("Stopped")
+
+    # What a person wants
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        self._bell.ring()
+
+    def _is_ending(self) -> bool:
+        return self._is_stop_asked or self._signals > 0
+
+    def _wish(self) -> Wish | None:
+        """Return what is wanted of the running worker now."""
+        if self._signals > 1:
+            return "kill"
+        if self._is_skip_asked:
+            return "skip"
+        if self._is_ending():
+            return "stop"
+        return "pause" if self._control.pause else None
+
+    def _obey(self) -> None:
+        was_paused = self._control.pause is not None
+        for request in self._control.look():
+            logger.info("Received .%s (reason: %s)", request.command, request.reason or "none given")
+            self._receive(request)
+            if request.command == "pause" and self._running is None:
+                self._runner.release()
+                self._acknowledge()
+            elif request.command == "resume":
+                self._acknowledge(message=None if was_paused else "nothing to resume")
+            elif request.command == "skip":
+                self._skip()
+            elif request.command == "stop":
+                self._is_stop_asked = True
+        if self._signals and not self._is_stop_asked:
+            self._is_stop_asked = True
+            logger.info("Received a signal to stop")
+            self._receive(Request("stop", "signal", now()))
+
+    def _skip(self) -> None:
+        """Have the running worker give up its file; without one, give up the job that was interrupted."""
+        interrupted = self._queue.interrupted()
+        if self._running is not None:
+            self._is_skip_asked = True
+        elif interrupted is not None:
+            skipped = OutcomeEvent(outcome="skipped", message="skipped while it was interrupted")
+            self._queue.save(ended(interrupted, skipped))
+            self._acknowledge(step=interrupted.step)
+        else:
+            self._acknowledge(message="nothing to skip")
+
+    def _receive(self, request: Request) -> None:
+        control = ControlStatus(
+            command=request.command, reason=request.reason, received_at=request.received_at
+        )
+        status: dict[str, Status] = {"skip": "skipping", "stop": "stopping"}
+        fields = {"status": status[request.command]} if request.command in status and self._running else {}
+        self._status.update(control=control, **fields)
+
+    def _acknowledge(self, step: int | None = None, message: str | None = None) -> None:
+        """Say that the last command has been carried out, if it is still open."""
+        control = self._status.status.control
+        if control is not None and control.applied_at is None:
+            applied = {"applied_at": now(), "step": step, "message": message}
+            self._status.update(control=control.model_copy(update=applied))
+
+    # The beat, several times a second while a job runs
+
+    def _beat(self) -> Wish | None:
+        self._obey()
+        if self._clock() >= self._scan_at:
+            self._claim_settled_files()
+        self._status.beat()
+        self._notifier.ping()
+        if self._is_ending():
+            self._notifier.send("EXTEND_TIMEOUT_USEC=10000000")
+        return self._wish()
+
+    def _claim_settled_files(self) -> None:
+        """Look through the inbox and make jobs of what is complete; what fails now is tried again later."""
+        started_at = self._clock()
+        candidates = self._inbox.scan()
+        trouble = None
+        for candidate in candidates:
+            try:
+                claimed = self._claims.claim(candidate)
+            except OSError as error:
+                trouble = f"cannot take inbox/{candidate.name}: {error}"
+                continue
+            if claimed is not None and not isinstance(claimed, SetAside):
+                self._queue.add(claimed)
+            if self._clock() - started_at > CLAIM_SECONDS:
+                break
+        if trouble is not None and trouble != self._claim_trouble:
+            logger.warning("Could not claim: %s", trouble)
+        self._claim_trouble = trouble
+        self._is_inbox_quiet = not candidates and not self._inbox.settling()
+        is_more_to_do = bool(candidates) and trouble is None
+        pause = SCAN_GAP_SECONDS if is_more_to_do else self._inbox.seconds_to_next_look()
+        self._scan_at = self._clock() + pause
+        self._tell_queue()
+
+    def _rest(self) -> None:
+        """Sleep until something may have changed, with a worker ready if a job is to be expected."""
+        is_waiting = self._retry_at is not None
+        self._tell_rest()
+        is_job_expected = bool(self._queue) or self._inbox.settling()
+        self._runner.keep_ready(is_job_expected and not is_waiting and self._control.pause is None)
+        wake_at = min([self._scan_at] + ([self._retry_at] if self._retry_at is not None else []))
+        if self._bell.wait(wake_at - self._clock()):
+            self._scan_at = min(self._scan_at, self._clock() + SCAN_GAP_SECONDS)
+
+    # One job
+
+    def _next_job(self) -> Job | None:
+        if self._is_ending():
+            return None
+        if self._retry_at is not None:
+            if self._clock() < self._retry_at:
+                return None
+            self._retry_at = None
+        head = next(iter(self._queue.ordered()), None)
+        is_held = head is not None and head.outcome is None and self._control.pause is not None
+        return None if is_held else head
+
+    def _run_job(self, job: Job) -> None:
+        """The job boundary: whatever goes wrong inside concerns this job, and the daemon goes on."""
+        try:
+            if job.outcome is None:
+                job = self._train(job)
+            if job.outcome is not None:
+                self._file(job)
+        except (OSError, EnvironmentNotReady) as error:
+            self._wait(self._queue.latest(job), str(error))
+        except Exception as error:
+            logger.exception("Job %s failed in the daemon", job.job_id)
+            failure = OutcomeEvent(outcome="failed", kind="daemon", message=repr(error))
+            self._file(self._queue.save(ended(self._queue.latest(job), failure)))
+        finally:
+            self._running = None
+
+    def _train(self, job: Job) -> Job:
+        """Run a worker on `job`; return it with its outcome, or without one when it is queued again."""
+        version = self._version_of(job)
+        if version is not None:
+            return self._queue.save(ended(job, OutcomeEvent(outcome="completed", version=version)))
+        if job.attempts > self._config.worker.max_restarts:
+            return self._queue.save(given_up(job))
+        self._running = self._queue.save(begun(job))
+        self._runs += 1
+        self._status.begin_run(
+            state="starting",
+            status="training",
+            job_id=job.job_id,
+            current_file=job.name,
+            batch_number=self._runs,
+        )
+        outcome = self._runner.run(job.job_id, self._on_event, self._beat)
+        return self._conclude(self._running, outcome)
+
+    def _on_event(self, line: bytes, event: Event) -> None:
+        """Keep what the worker said, and show it."""
+        job = self._running
+        assert job is not None, "events come only while a job runs"
+        try:
+            durable.append_line(self._store.run(job).events, line)
+        except OSError as error:
+            logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        self._status.observe(event)
+        if isinstance(event, NoteEvent):
+            logger.info("Job %s: %s", job.job_id, event.message)
+        if isinstance(event, CheckpointEvent) and event.step > (job.step or 0):
+            self._running = self._queue.save(advanced(job, event.step))
+
+    def _conclude(self, job: Job, outcome: OutcomeEvent) -> Job:
+        """Record what the end of the worker makes of its job, and answer the command that ended it."""
+        logger.info("Job %s: %s %s", job.job_id, outcome.outcome, outcome.message or "")
+        max_restarts = self._config.worker.max_restarts
+        concluded_job = self._queue.save(concluded(job, outcome, self._version_of(job), max_restarts))
+        if outcome.outcome == "waiting" and concluded_job.outcome is None:
+            self._wait(concluded_job, outcome.message or "the environment is not ready")
+        else:
+            self._retry_seconds = self._first_retry_seconds
+        if outcome.outcome == "failed" and concluded_job.outcome is None:
+            logger.warning("Job %s will be resumed after attempt %d", job.job_id, job.attempts)
+            self._tell_crash(concluded_job)
+        is_too_late = self._is_skip_asked and concluded_job.outcome != "skipped"
+        self._is_skip_asked = False
+        self._running = None
+        message = f"too late: the job was {outcome.outcome}" if is_too_late else None
+        self._acknowledge(step=concluded_job.step, message=message)
+        return concluded_job
+
+    def _wait(self, job: Job, reason: str) -> None:
+        """Put a job back and try again later; this counts as no attempt."""
+        logger.warning("Job %s waits %g s: %s", job.job_id, self._retry_seconds, reason)
+        self._queue.put_back(job)
+        self._retry_at = self._clock() + self._retry_seconds
+        self._retry_seconds = min(2 * self._retry_seconds, LONGEST_RETRY_SECONDS)
+        self._status.update(state="waiting", status="idle", message=reason)
+
+    def _file(self, job: Job) -> None:
+        """Make a completed job's version current if it shall be, and put the job's file where it belongs."""
+        if job.outcome == "completed":
+            self._versions.roll_forward()
+        place = file_away(self._paths, job)
+        self._queue.finish(job)
+        logger.info("Filed job %s (%s) as %s", job.job_id, job.outcome, place.relative_to(self._paths.base))
+        if job.outcome == "failed":
+            self._tell_crash(job)
+        else:
+            self._status.update(status="completed" if job.outcome == "completed" else "idle")
+        self._tell_queue()
+
+    def _version_of(self, job: Job) -> str | None:
+        version = self._versions.version_of_job(job.job_id)
+        return version.name if version is not None else None
+
+    # What the world is told
+
+    def _is_idle(self) -> bool:
+        return self._is_inbox_quiet and not self._queue
+
+    def _tell_rest(self) -> None:
+        """Say that nothing runs, and why; how the last run ended stays to be seen."""
+        ending = self._status.status.status
+        if self._control.pause is not None:
+            self._status.update(state="paused", status="paused")
+        elif self._retry_at is not None:
+            self._status.update(state="waiting", status="idle")
+        else:
+            self._status.update(state="idle", status=ending if ending in ("completed", "crashed") else "idle")
+
+    def _tell_crash(self, job: Job) -> None:
+        self._status.update(status="crashed", error_type=job.failure_kind, error_message=job.message)
+
+    def _tell_queue(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._status.update(version=self._paths.current.readlink().name)
+        waiting = self._queue.waiting()
+        queue = QueueStatus(
+            **self._queue.counts(),
+            next_files=tuple(job.name for job in waiting[:SHOWN_NAMES]),
+            settling=self._inbox.settling(),
+            left_in_place=dict(itertools.islice(self._inbox.problems.items(), SHOWN_NAMES)),
+            trouble=self._inbox.trouble or self._claim_trouble,
+        )
+        self._status.update(queue=queue, batch_queue_size=len(waiting))
+
+
+@contextlib.contextmanager
+def only_daemon(paths: Paths) -> Iterator[None]:
+    """Hold the lock of a base folder; raise AlreadyRunning with the pid of the daemon that has it."""
+    lock = filelock.FileLock(paths.daemon_lock, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        pid = paths.daemon_lock.read_text(encoding="ascii").strip() or "unknown"
+        raise AlreadyRunning(
+            f"{paths.base}: a daemon with pid {pid} runs here; end it first, for instance with: trainbox stop"
+        ) from error
+    try:
+        _write_in_place(paths.daemon_lock, f"{os.getpid()}\n")
+        yield
+        _write_in_place(paths.daemon_lock, "")
+    finally:
+        lock.release()
+
+
+def _write_in_place(path: Path, text: str) -> None:
+    """Change a file's content and keep its inode, which is what the lock is on."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def start_logging(paths: Paths, config: LoggingConfig) -> None:
+    """Log to logs/daemon.log, rotated by size, and to standard error."""
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(
+            paths.log_file, maxBytes=config.max_bytes, backupCount=config.backups, encoding="utf-8"
+        ),
+        logging.StreamHandler(),
+    ]
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=config.level, format=line, handlers=handlers, force=True)
+
+
+def run(
+    base: Path,
+    *,
+    overrides: Sequence[str] = (),
+    until_idle: bool = False,
+    worker_command: Sequence[str] = WORKER_COMMAND,
+    retry_seconds: float = RETRY_SECONDS,
+) -> int:
+    """Run a daemon on a base folder to its end and return the exit code.
+
+    Raises ConfigError for a wrong configuration and AlreadyRunning when another daemon is at work there.
+    """
+    if not base.is_dir():
+        raise UsageError(f"{base}: found no such folder, expected a base folder; make it first")
+    config = load_config(base, overrides)
+    paths = Paths(base.resolve())
+    paths.create()
+    with only_daemon(paths):
+        start_logging(paths, config.logging)
+        daemon = Daemon(
+            paths,
+            config,
+            until_idle=until_idle,
+            worker_command=worker_command,
+            notifier=Notifier.from_environment(os.environ),
+            retry_seconds=retry_seconds,
+        )
+        daemon.run()
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon from the command line: ``python daemon.py [--base DIR] [--until-idle] [--set K=V]``."""
+    parser = argparse.ArgumentParser(description="Watch inbox/ and train what lies there.")
+    parser.add_argument("--base", type=Path, default=Path(), help="the base folder; by default this one")
+    parser.add_argument("--until-idle", action="store_true", help="end when every file has been dealt with")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    options = parser.parse_args(arguments)
+    try:
+        return run(options.base, overrides=options.set, until_idle=options.until_idle)
+    except TrainboxError as error:
+        sys.stderr.write(f"trainbox: {error}\n")
+        return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

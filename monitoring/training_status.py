@@ -1,0 +1,359 @@
+"""status/training_status.json: what the daemon says about itself, one document with one writer.
+
+Fields are flat and keep their values when a run ends. What is not known is null, never 0 and never NaN.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import durable
+from config import Paths
+from errors import IntegrityError
+from monitoring.events import (
+    CheckpointEvent,
+    EvaluatedEvent,
+    Event,
+    ExampleEvent,
+    NoteEvent,
+    PhaseEvent,
+    PlanEvent,
+    PublishedEvent,
+    StepEvent,
+    now,
+)
+
+logger = logging.getLogger(__name__)
+
+State = Literal[
+    "idle",
+    "starting",
+    "validating",
+    "loading",
+    "training",
+    "evaluating",
+    "publishing",
+    "paused",
+    "waiting",
+    "stopped",
+]
+"""What the daemon is doing now."""
+Status = Literal["idle", "training", "crashed", "completed", "paused", "stopping", "skipping"]
+"""The same in the coarser words of older readers; how the last run ended stays until the next begins."""
+
+RECENT_EXAMPLES = 5
+RATE_WINDOW_STEPS = 50
+STALE_INTERVALS = 15
+"""A daemon that lives but has written nothing for so many status intervals is stale."""
+_AT_ONCE = frozenset({"state", "status", "job_id", "control", "message", "version", "queue"})
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ControlStatus(_Part):
+    """The last command of a person, and what became of it."""
+
+    command: str
+    reason: str | None
+    received_at: datetime
+    applied_at: datetime | None = None
+    step: int | None = None
+    message: str | None = None
+
+
+class QueueStatus(_Part):
+    """What waits: jobs by priority, files not complete yet, things that will not be taken."""
+
+    high: int = 0
+    normal: int = 0
+    low: int = 0
+    next_files: tuple[str, ...] = ()
+    settling: bool = False
+    left_in_place: dict[str, str] = {}
+    trouble: str | None = None
+
+
+class BestCheckpoint(_Part):
+    """The checkpoint of this run with the lowest held-out loss so far."""
+
+    step: int
+    path: str
+    eval_loss: float | None
+
+
+class RecentExample(_Part):
+    """One held-out prompt with the answer expected and the answer given."""
+
+    step: int
+    current_file: str | None
+    system_prompt: str | None
+    prompt: str
+    golden: str
+    model_output: str
+    matches: bool
+    loss: float | None
+
+
+class TrainingStatus(_Part):
+    """The whole document."""
+
+    schema_version: int = 1
+    state: State = "idle"
+    status: Status = "idle"
+    message: str | None = None
+    timestamp: datetime = Field(default_factory=now)
+    heartbeat_at: datetime = Field(default_factory=now)
+    pid: int = Field(default_factory=os.getpid)
+    pid_start_ticks: int | None = Field(default_factory=lambda: start_ticks(os.getpid()))
+    status_seconds: float = 2.0
+
+    job_id: str | None = None
+    current_file: str | None = None
+    version: str | None = None
+    """The version that is current."""
+    control: ControlStatus | None = None
+    queue: QueueStatus = QueueStatus()
+    batch_queue_size: int | None = None
+    batch_number: int | None = None
+
+    phase_done: int | None = None
+    phase_total: int | None = None
+    phase_unit: str | None = None
+    eta_seconds: float | None = None
+
+    current_step: int | None = None
+    """Optimizer steps over all files of this lineage; total_steps alike."""
+    total_steps: int | None = None
+    batch_step: int | None = None
+    """Optimizer steps in the current file."""
+    batch_total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    validation_loss: float | None = None
+    val_train_gap: float | None = None
+    tokens_per_sec: float | None = None
+    tokens_per_sec_avg: float | None = None
+    best_checkpoint: BestCheckpoint | None = None
+    worker_rss_bytes: int | None = None
+    max_output_tokens: int | None = None
+    context_window: int | None = None
+
+    current_system_prompt: str | None = None
+    current_prompt: str | None = None
+    golden_answer: str | None = None
+    model_answer: str | None = None
+    answer_matches: bool | None = None
+    recent_examples: tuple[RecentExample, ...] = ()
+    total_evals: int = 0
+    total_correct: int = 0
+    accuracy_percent: float | None = None
+    current_golden_output_length: int | None = None
+    current_model_output_length: int | None = None
+    max_golden_output_length: int | None = None
+    max_model_output_length: int | None = None
+
+    error_message: str | None = None
+    error_type: str | None = None
+
+
+class StatusWriter:
+    """The one writer: merges updates, writes a change of state at once and the rest now and then."""
+
+    def __init__(
+        self,
+        path: Path,
+        interval_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        **fields: Any,
+    ) -> None:
+        self._path = path
+        self._interval_seconds = interval_seconds
+        self._clock = clock
+        self._written_at: float | None = None
+        self._cannot_write = False
+        self._rates: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW_STEPS)
+        self._run_tokens = 0
+        self._run_seconds = 0.0
+        self._steps_before = 0
+        self.status = TrainingStatus(status_seconds=interval_seconds, **fields)
+
+    def update(self, **fields: Any) -> None:
+        """Merge `fields` into the document; what is not named keeps its value."""
+        changed = {name for name, value in fields.items() if getattr(self.status, name) != value}
+        self.status = self.status.model_copy(update=fields)
+        if changed & _AT_ONCE:
+            self.write()
+        else:
+            self.beat()
+
+    def beat(self) -> None:
+        """Write the document if the last write is `status_seconds` ago."""
+        if self._written_at is None or self._clock() - self._written_at >= self._interval_seconds:
+            self.write()
+
+    def write(self) -> None:
+        """Write the document now; a full disk is logged once and never ends the daemon."""
+        at = now()
+        self.status = self.status.model_copy(update={"timestamp": at, "heartbeat_at": at})
+        self._written_at = self._clock()
+        try:
+            durable.write_json(self._path, self.status.model_dump(mode="python"), sync=False)
+        except OSError as error:
+            if not self._cannot_write:
+                logger.warning("Cannot write %s: %s", self._path, error.strerror)
+            self._cannot_write = True
+        else:
+            self._cannot_write = False
+
+    def begin_run(self, **fields: Any) -> None:
+        """Forget the numbers of the run before and merge `fields` of the new one."""
+        self._rates.clear()
+        self._run_tokens, self._run_seconds = 0, 0.0
+        self.update(**dict.fromkeys(_OF_A_RUN), **fields)
+
+    def observe(self, event: Event) -> None:
+        """Merge what a worker said."""
+        match event:
+            case PhaseEvent():
+                state = event.phase
+                self.update(
+                    state=state, phase_done=event.done, phase_total=event.total, phase_unit=event.unit
+                )
+            case NoteEvent():
+                self.update(message=event.message)
+            case PlanEvent():
+                self._observe_plan(event)
+            case StepEvent():
+                self._observe_step(event)
+            case EvaluatedEvent():
+                gap = None if self.status.loss is None else event.eval_loss - self.status.loss
+                self.update(validation_loss=event.eval_loss, val_train_gap=gap)
+            case ExampleEvent():
+                self._observe_example(event)
+            case CheckpointEvent(is_best=True):
+                best = BestCheckpoint(step=event.step, path=event.path, eval_loss=event.eval_loss)
+                self.update(best_checkpoint=best)
+            case PublishedEvent():
+                self.update(message=f"{event.version}: {event.decision}, {event.reason}")
+            case _:
+                self.beat()
+
+    def _observe_plan(self, event: PlanEvent) -> None:
+        self._steps_before = event.start_step
+        self.update(
+            batch_total_steps=event.total_steps,
+            total_steps=self._steps_before + event.total_steps,
+        )
+
+    def _observe_step(self, event: StepEvent) -> None:
+        self._rates.append((event.tokens, event.seconds))
+        self._run_tokens += event.tokens
+        self._run_seconds += event.seconds
+        window_tokens = sum(tokens for tokens, _ in self._rates)
+        window_seconds = sum(seconds for _, seconds in self._rates)
+        step_seconds = fmean(seconds for _, seconds in self._rates)
+        self.update(
+            batch_step=event.step,
+            batch_total_steps=event.total_steps,
+            current_step=self._steps_before + event.step,
+            total_steps=self._steps_before + event.total_steps,
+            epoch=event.epoch,
+            loss=event.loss,
+            learning_rate=event.learning_rate,
+            tokens_per_sec=window_tokens / window_seconds if window_seconds > 0 else None,
+            tokens_per_sec_avg=self._run_tokens / self._run_seconds if self._run_seconds > 0 else None,
+            eta_seconds=(event.total_steps - event.step) * step_seconds,
+        )
+
+    def _observe_example(self, event: ExampleEvent) -> None:
+        known = self.status
+        example = RecentExample(
+            step=event.step,
+            current_file=known.current_file,
+            system_prompt=event.system_prompt,
+            prompt=event.prompt,
+            golden=event.golden_answer,
+            model_output=event.model_answer,
+            matches=event.answer_matches,
+            loss=known.loss,
+        )
+        others = tuple(known_one for known_one in known.recent_examples if known_one != example)
+        total, correct = known.total_evals + 1, known.total_correct + event.answer_matches
+        self.update(
+            current_system_prompt=event.system_prompt,
+            current_prompt=event.prompt,
+            golden_answer=event.golden_answer,
+            model_answer=event.model_answer,
+            answer_matches=event.answer_matches,
+            recent_examples=(*others, example)[-RECENT_EXAMPLES:],
+            total_evals=total,
+            total_correct=correct,
+            accuracy_percent=100 * correct / total,
+            current_golden_output_length=event.golden_tokens,
+            current_model_output_length=event.model_tokens,
+            max_golden_output_length=max(event.golden_tokens, known.max_golden_output_length or 0),
+            max_model_output_length=max(event.model_tokens, known.max_model_output_length or 0),
+        )
+
+
+_OF_A_RUN = (
+    *("phase_done", "phase_total", "phase_unit", "eta_seconds", "batch_step", "batch_total_steps"),
+    *("epoch", "loss", "learning_rate", "validation_loss", "val_train_gap", "tokens_per_sec"),
+    *("tokens_per_sec_avg", "best_checkpoint", "error_message", "error_type", "message"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The document as a reader should take it."""
+
+    status: TrainingStatus
+    is_running: bool
+    """The daemon that wrote it lives."""
+    is_stale: bool
+    """It claims a daemon at work, but that one is gone or has long said nothing."""
+
+
+def read_status(paths: Paths) -> Reading | None:
+    """Return the document with a judgement of its age; None when no daemon has ever written one.
+
+    Raises IntegrityError when the file is not such a document.
+    """
+    try:
+        status = TrainingStatus.model_validate(durable.read_json(paths.status_file))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise IntegrityError(f"{paths.status_file}: not a status document: {error}") from error
+    is_running = status.pid_start_ticks is not None and start_ticks(status.pid) == status.pid_start_ticks
+    age_seconds = (now() - status.heartbeat_at).total_seconds()
+    is_silent = age_seconds > STALE_INTERVALS * status.status_seconds
+    has_ended = status.state == "stopped"
+    return Reading(status, is_running and not has_ended, not has_ended and (not is_running or is_silent))
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None when there is no such process.
+
+    Together with the pid this names one process: pids are used again.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -1,0 +1,201 @@
+"""A settled file becomes a job: a private copy in a run folder of its own, then the original moves away.
+
+The rename of the staging folder to ``models/runs/<job_id>`` is what makes the job; before it nothing has
+happened, after it the rest is finished at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import durable
+from config import Config, Paths, RunPaths, dump_config
+from errors import IntegrityError
+from intake.inbox import COMPANIONS, Candidate, Signature, copy_privately, path_from_relative, place_name
+from monitoring.events import now
+from training.jobs import Job, JobStore, Source, make_job_id
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A file that did not become a job, with the place where it lies now beside its report."""
+
+    verdict: Literal["duplicate", "too_large"]
+    path: Path
+    reason: str
+
+
+class Claims:
+    """Makes jobs of candidates; one at a time, by one process."""
+
+    def __init__(self, paths: Paths, store: JobStore, config: Config) -> None:
+        self._paths = paths
+        self._store = store
+        self._config = config
+        self._next_number = store.next_number()
+        self._jobs_by_hash: defaultdict[str, list[str]] = defaultdict(list)
+        self._places: set[str] = set()
+        for job in store.all():
+            self._remember(job)
+
+    def recover(self) -> None:
+        """Throw away staging folders and finish the moves that a crash left undone."""
+        for folder in sorted(self._paths.runs.glob(f".*{durable.PARTIAL_SUFFIX}")):
+            logger.info("Removed the unfinished folder %s", folder.name)
+            durable.remove_tree(folder)
+        for job in self._store.queue():
+            self._withdraw(job)
+
+    def claim(self, candidate: Candidate) -> Job | SetAside | None:
+        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again."""
+        if candidate.signature.size_bytes > self._config.inbox.max_file_bytes:
+            return self._set_aside_too_large(candidate)
+        staging = RunPaths(self._paths.runs / f".{self._next_number:06d}{durable.PARTIAL_SUFFIX}")
+        try:
+            return self._claim_through(staging, candidate)
+        finally:
+            if staging.folder.exists():
+                durable.remove_tree(staging.folder)
+
+    def _claim_through(self, staging: RunPaths, candidate: Candidate) -> Job | SetAside | None:
+        durable.make_folder(staging.data)
+        sha256 = copy_privately(candidate, staging.input(candidate.suffix))
+        if sha256 is None:
+            return None
+        twin = None if self._config.inbox.allow_duplicates else self._twin(sha256)
+        if twin is not None:
+            return self._set_aside_duplicate(candidate, twin)
+        job = self._make_job(candidate, sha256)
+        durable.write_bytes(staging.config_file, dump_config(self._config).encode())
+        durable.write_json(staging.job_file, job.model_dump(mode="json"))
+        durable.fsync_folder(staging.data)
+        durable.fsync_folder(staging.folder)
+        durable.rename_new(staging.folder, self._store.run(job).folder)
+        durable.fsync_folder(self._paths.runs)
+        self._next_number += 1
+        self._remember(job)
+        self._withdraw(job)
+        logger.info("Claimed inbox/%s as job %s (%d bytes)", candidate.name, job.job_id, job.size_bytes)
+        return job
+
+    def _make_job(self, candidate: Candidate, sha256: str) -> Job:
+        number, signature = self._next_number, candidate.signature
+        return Job(
+            job_id=make_job_id(number, sha256),
+            number=number,
+            sha256=sha256,
+            size_bytes=signature.size_bytes,
+            name=candidate.name,
+            place=place_name(candidate.name, candidate.suffix, number, self._is_taken),
+            suffix=candidate.suffix,
+            tags=candidate.tags,
+            priority=candidate.priority,
+            source=Source(
+                relative_path=candidate.relative_path,
+                device=signature.device,
+                inode=signature.inode,
+                mtime_ns=signature.mtime_ns,
+            ),
+            claimed_at=now(),
+        )
+
+    def _twin(self, sha256: str) -> Job | None:
+        """Return the earliest job of the same bytes that was trained or is going to be."""
+        earlier = [self._store.get(job_id) for job_id in self._jobs_by_hash[sha256]]
+        return next((job for job in earlier if job and job.outcome in (None, "completed")), None)
+
+    def _remember(self, job: Job) -> None:
+        self._jobs_by_hash[job.sha256].append(job.job_id)
+        self._places.add(job.place)
+
+    def _withdraw(self, job: Job) -> None:
+        """Move the original to processing/ unless it is not the file that was copied; safe to repeat."""
+        original = path_from_relative(self._paths.inbox, job.source.relative_path)
+        place = self._paths.processing / job.place
+        if not _is_still(original, job):
+            return
+        durable.make_folder(self._paths.processing)
+        durable.move_file(original, place)
+        if not _is_still(place, job):
+            # It was changed between the look and the move: what it is now has been copied by nobody.
+            logger.info("inbox/%s changed while it was taken and is left for another look", job.name)
+            with contextlib.suppress(FileExistsError):
+                durable.move_file(place, original)
+
+    def _set_aside_duplicate(self, candidate: Candidate, twin: Job) -> SetAside:
+        reason = (
+            f"the same bytes as job {twin.job_id} ({twin.name}), so it is not trained again; "
+            "set inbox.allow_duplicates to true and drop it again to train it once more"
+        )
+        facts = {"sha256": twin.sha256, "duplicate_of": twin.job_id}
+        return SetAside("duplicate", self._set_aside(candidate, self._paths.done, reason, facts), reason)
+
+    def _set_aside_too_large(self, candidate: Candidate) -> SetAside:
+        reason = (
+            f"found {candidate.signature.size_bytes} bytes, expected at most "
+            f"{self._config.inbox.max_file_bytes} (inbox.max_file_bytes); split the file or raise the limit"
+        )
+        return SetAside("too_large", self._set_aside(candidate, self._paths.rejected, reason, {}), reason)
+
+    def _set_aside(self, candidate: Candidate, folder: Path, reason: str, facts: Mapping[str, Any]) -> Path:
+        """Write the report, then move the file beside it; a repeat after a crash finds its own report."""
+        identity = list(candidate.signature)
+
+        def is_taken(place: str) -> bool:
+            return self._is_taken(place) and _identity_of_report(folder, place) != identity
+
+        place = place_name(candidate.name, candidate.suffix, self._next_number, is_taken)
+        durable.make_folder(folder)
+        report = {"schema_version": 1, "name": candidate.name, "usable": False, "reason": reason}
+        report |= {**facts, "identity": identity}
+        durable.write_bytes(folder / f"{place}.report.txt", f"{candidate.name}: {reason}\n".encode())
+        durable.write_json(folder / f"{place}.report.json", report)
+        durable.move_file(candidate.path, folder / place)
+        logger.warning("Moved inbox/%s to %s/%s: %s", candidate.name, folder.name, place, reason)
+        return folder / place
+
+    def _is_taken(self, place: str) -> bool:
+        """Tell whether a name, or one of the names beside it, is used in any of the five folders."""
+        names = [place, *(place + companion for companion in COMPANIONS)]
+        return place in self._places or any(
+            os.path.lexists(folder / name)
+            for folder in (
+                *(self._paths.processing, self._paths.done, self._paths.rejected),
+                *(self._paths.failed, self._paths.skipped),
+            )
+            for name in names
+        )
+
+
+def _is_still(path: Path, job: Job) -> bool:
+    """Tell whether the file at `path` is the one that was copied for `job`, unchanged since."""
+    try:
+        found = Signature.of(path.lstat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    source = job.source
+    return (found.device, found.inode, found.mtime_ns, found.size_bytes) == (
+        *(source.device, source.inode, source.mtime_ns),
+        job.size_bytes,
+    )
+
+
+def _identity_of_report(folder: Path, place: str) -> list[int] | None:
+    """Return which file the report of an earlier, interrupted attempt was written for."""
+    report = folder / f"{place}.report.json"
+    if os.path.lexists(folder / place) or not report.is_file():
+        return None
+    try:
+        document = durable.read_json(report)
+    except IntegrityError:
+        return None
+    return document.get("identity") if isinstance(document, dict) else None
