@@ -1,0 +1,1 @@
+"""Answers become judgements; knows nothing of training."""

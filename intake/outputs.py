@@ -1,0 +1,90 @@
+"""The files that checking leaves in a run's folder: written bit by bit, named only when complete."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import orjson
+
+import durable
+from config import RunPaths
+from intake.raw_records import BadRecord, RawRecord
+from intake.report import Refusal, ReportCard
+
+
+class RecordFiles:
+    """``train.jsonl``, ``held_out.jsonl`` and ``refused.jsonl`` of one run, then its report.
+
+    Until `publish` they bear temporary names, so that a torn check leaves nothing that looks whole. Without
+    a run nothing is written at all.
+    """
+
+    def __init__(self, run: RunPaths | None) -> None:
+        self._run = run
+        self._open: dict[Path, BinaryIO] = {}
+
+    def __enter__(self) -> RecordFiles:
+        if self._run is not None:
+            durable.make_folder(self._run.data)
+            for final in (self._run.train_records, self._run.held_out_records, self._run.refused):
+                self._open[final] = open(_temporary(final), "wb", buffering=1 << 18)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for final, file in self._open.items():
+            file.close()
+            _temporary(final).unlink(missing_ok=True)
+
+    def train(self, stored: bytes) -> None:
+        """Write one record that will be trained."""
+        if self._run is not None:
+            self._open[self._run.train_records].write(stored)
+
+    def hold_out(self, stored: bytes) -> None:
+        """Write one record that is kept for evaluation."""
+        if self._run is not None:
+            self._open[self._run.held_out_records].write(stored)
+
+    def refuse(self, refusal: Refusal, source: RawRecord | BadRecord) -> None:
+        """Write one refused record with its reason and its original bytes."""
+        if self._run is not None:
+            line = refusal.model_dump() | _original(source)
+            self._open[self._run.refused].write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+    def publish(self, card: ReportCard) -> None:
+        """Give the complete files their names, the report last; a refused file has nothing to train."""
+        if self._run is None:
+            return
+        wanted = {self._run.refused}
+        if card.usable:
+            wanted |= {self._run.train_records, self._run.held_out_records}
+        self._run.report.unlink(missing_ok=True)
+        for final, file in self._open.items():
+            file.flush()
+            os.fsync(file.fileno())
+            final.unlink(missing_ok=True)
+            if final in wanted:
+                durable.move_file(_temporary(final), final)
+        durable.write_bytes(self._run.report_text, card.to_text().encode("utf-8"))
+        durable.write_json(self._run.report, card.model_dump(mode="json"))
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f".{final.name}{durable.PARTIAL_SUFFIX}")
+
+
+def _original(source: RawRecord | BadRecord) -> dict[str, object]:
+    """Return the record as it was, as text where it is UTF-8; of one above the size limit, its beginning."""
+    try:
+        original: dict[str, object] = {"raw": source.raw.decode("utf-8").rstrip("\r\n")}
+    except UnicodeDecodeError:
+        original = {"raw_base64": base64.b64encode(source.raw).decode("ascii")}
+    if isinstance(source, BadRecord) and source.size_bytes > len(source.raw):
+        original["raw_bytes"] = source.size_bytes
+    return original

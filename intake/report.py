@@ -1,0 +1,261 @@
+"""The report card of a file: what was found, why, and what to do; JSON for programs, text for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from errors import RecordRefused
+from intake.formats import Format, Kind
+from intake.reading import UNITS, Container
+from intake.token_histogram import HistogramBin, TokenSummary
+
+REFUSALS_IN_TEXT = 20
+REFUSALS_IN_REPORT = 10_000
+WIDTH = 96
+BAR_WIDTH = 48
+
+_CONTAINER_WORDS: dict[Container, str] = {
+    "jsonl": "JSON lines",
+    "json": "one JSON array",
+    "jsonl.gz": "JSON lines, packed by gzip",
+    "csv": "CSV",
+    "parquet": "Parquet",
+}
+_KIND_WORDS: dict[Kind, str] = {
+    "chat": "conversations",
+    "text": "plain texts",
+    "preference": "preference pairs",
+}
+_EXCESS_WORDS = {
+    "refuse": "refused",
+    "drop": "left out",
+    "truncate": "cut at the limit",
+    "split": "split at the limit",
+}
+
+
+class Document(BaseModel):
+    """A part of the report; frozen."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Refusal(Document):
+    """Why one record is refused, and what a person can do."""
+
+    line: int
+    field: str
+    found: str
+    expected: str
+    remedy: str
+
+    @classmethod
+    def of(cls, line: int, problem: RecordRefused) -> Refusal:
+        return cls(
+            line=line,
+            field=problem.field,
+            found=problem.found,
+            expected=problem.expected,
+            remedy=problem.remedy,
+        )
+
+
+class Plan(Document):
+    """What training this file will be."""
+
+    records: int
+    rows: int
+    """Sequences an epoch; more than `records` when long records are split."""
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    tokens_per_epoch: int
+    estimated_seconds: float | None = None
+    """None until the speed of this model on this machine is known."""
+
+
+class Limits(Document):
+    """The settings that decided."""
+
+    max_length: int
+    excess_length: str
+    max_bad_fraction: float
+
+
+class ReportCard(Document):
+    """The verdict on a whole file and everything behind it.
+
+    Each record is counted once: accepted, refused, a duplicate, dropped, or held out.
+    """
+
+    schema_version: int = 1
+    name: str
+    """The file's name, escaped for display."""
+    sha256: str
+    size_bytes: int
+    container: Container | None
+    usable: bool
+    reason: str | None
+    """Why the file is not usable."""
+    format: Format | None = None
+    format_reason: str | None = None
+    formats: dict[Format, int] = {}
+    """Records that could be read, by format."""
+    kind: Kind | None = None
+    records_total: int = 0
+    accepted: int = 0
+    """Records that will be trained."""
+    refused: int = 0
+    duplicates: int = 0
+    dropped: int = 0
+    """Records left out because they are too long (data.excess_length: drop)."""
+    held_out: int = 0
+    over_length: int = 0
+    """Records above data.max_length, whatever became of them."""
+    tokens: TokenSummary = TokenSummary()
+    refusals: list[Refusal] = []
+    """The first refusals; ``refused.jsonl`` has all."""
+    notes: list[str] = []
+    plan: Plan | None = None
+    limits: Limits
+
+    @property
+    def unit(self) -> str:
+        """What a record's number counts: line, element or row."""
+        return UNITS[self.container] if self.container else "record"
+
+    def to_text(self) -> str:
+        """Write the report for people."""
+        parts = [
+            _head(self),
+            _found(self),
+            _counts(self),
+            _tokens(self),
+            _plan(self),
+            _notes(self),
+            _refusals(self),
+        ]
+        return "\n\n".join("\n".join(part) for part in map(list, parts) if part) + "\n"
+
+
+def _head(card: ReportCard) -> Iterator[str]:
+    verdict = "USABLE" if card.usable else "REFUSED"
+    title = f"Report card of {card.name}"
+    yield f"{title}{verdict:>{max(len(verdict) + 2, WIDTH - len(title))}}"
+    yield "─" * WIDTH
+    if card.reason is not None:
+        yield from textwrap.wrap(card.reason[0].upper() + card.reason[1:] + ".", WIDTH)
+
+
+def _found(card: ReportCard) -> Iterator[str]:
+    what = _CONTAINER_WORDS[card.container] if card.container else "unknown"
+    yield _row("File", f"{what}, {card.size_bytes:,} bytes, sha256 {card.sha256[:16]}…")
+    if card.format is not None and card.kind is not None:
+        yield _row("Format", f"{card.format} ({_KIND_WORDS[card.kind]}): {card.format_reason}")
+
+
+def _counts(card: ReportCard) -> Iterator[str]:
+    if not card.records_total:
+        return
+    yield _row("Records", f"{card.records_total:>9,}  in the file")
+    share = f"{card.refused / card.records_total:.1%}, limit {card.limits.max_bad_fraction:.1%}"
+    for count, words in (
+        (card.accepted, "to train"),
+        (card.held_out, "held out for evaluation, never trained"),
+        (card.duplicates, "duplicates of an earlier record, trained once"),
+        (card.dropped, f"left out: longer than {card.limits.max_length:,} tokens"),
+        (card.refused, f"refused ({share})"),
+    ):
+        if count or words == "to train":
+            yield _row("", f"{count:>9,}  {words}")
+
+
+def _tokens(card: ReportCard) -> Iterator[str]:
+    tokens = card.tokens
+    if not tokens.histogram:
+        return
+    yield _row(
+        "Tokens",
+        f"{tokens.total:,} in all, {tokens.assistant:,} trained ({tokens.assistant / tokens.total:.0%}), "
+        f"loss on {'everything' if card.kind == 'text' else 'the answers alone'}",
+    )
+    yield _row(
+        "",
+        f"a record has {tokens.min:,} to {tokens.max:,}, half have at most {tokens.median:,}, "
+        f"95 % at most {tokens.p95:,}",
+    )
+    highest = max(entry.records for entry in tokens.histogram)
+    for entry in tokens.histogram:
+        yield _row("", _bar(entry, highest))
+    limit = f"limit {card.limits.max_length:,} tokens (data.max_length)"
+    longer = f"{card.over_length:,} longer, {_EXCESS_WORDS[card.limits.excess_length]}"
+    yield _row("", f"{limit}: {longer if card.over_length else 'all records are within it'}")
+
+
+def _plan(card: ReportCard) -> Iterator[str]:
+    plan = card.plan
+    if plan is None:
+        return
+    epochs = f"{plan.epochs} epochs" if plan.epochs != 1 else "1 epoch"
+    yield _row(
+        "Plan", f"{plan.total_steps:,} steps: {epochs} of {plan.steps_per_epoch:,}, {plan.rows:,} rows each"
+    )
+    time = (
+        "time not known yet"
+        if plan.estimated_seconds is None
+        else f"about {_duration(plan.estimated_seconds)}"
+    )
+    yield _row("", f"{plan.tokens_per_epoch:,} tokens an epoch, {time}")
+
+
+def _notes(card: ReportCard) -> Iterator[str]:
+    for index, note in enumerate(card.notes):
+        yield _row("" if index else "Notes", note)
+
+
+def _refusals(card: ReportCard) -> Iterator[str]:
+    if not card.refusals:
+        return
+    shown = card.refusals[:REFUSALS_IN_TEXT]
+    more = f", the first {len(shown)} of them" if card.refused > len(shown) else ""
+    yield f"Refused records{more}"
+    for refusal in shown:
+        yield f"  {card.unit} {refusal.line:,}  {refusal.field}"
+        yield from _wrapped("found", refusal.found)
+        yield from _wrapped("expected", refusal.expected)
+        yield from _wrapped("do", refusal.remedy)
+
+
+def _row(label: str, text: str) -> str:
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=f"{label:<9}",
+        subsequent_indent=" " * 9,
+        break_on_hyphens=False,
+        drop_whitespace=bool(label),
+    )
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"      {label:<10}", subsequent_indent=" " * 16)
+
+
+def _bar(entry: HistogramBin, highest: int) -> str:
+    """Draw one bin of the histogram, to an eighth of a character."""
+    eighths = round(entry.records / highest * BAR_WIDTH * 8)
+    if entry.records:
+        eighths = max(1, eighths)
+    blocks = "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+    return f"{f'{entry.start:,}–{entry.end - 1:,}':>15}  {blocks:<{BAR_WIDTH}} {entry.records:,}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

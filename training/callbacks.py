@@ -1,0 +1,229 @@
+"""What happens between the steps of a run: evaluate, checkpoint, report, obey."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+import durable
+from config import RunPaths, TrainConfig
+from monitoring.events import CheckpointEvent, EvaluatedEvent, StepEvent
+from training import checkpoints
+from training.checkpoints import CheckpointFacts
+from training.daemon_link import DaemonLink
+from training.model import Precision
+from training.trainer import PlannedTrainer
+
+logger = logging.getLogger(__name__)
+
+EVALUATIONS_PER_RUN = 4
+
+
+def evaluation_steps(total_steps: int, eval_steps: int) -> frozenset[int]:
+    """Return the steps after which a run evaluates and saves: often enough, and always at its end."""
+    interval = max(1, min(eval_steps, total_steps // EVALUATIONS_PER_RUN))
+    return frozenset(range(interval, total_steps + 1, interval)) | {total_steps}
+
+
+class TrainerLog:
+    """``trainer_log.jsonl`` of a run, with the keys that LLaMA-Factory's viewers read."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._start = clock()
+        self._start_step = 0
+
+    def cut_back(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run logs it again."""
+        self._start, self._start_step = self._clock(), step
+        if not self._path.exists():
+            return
+        lines = self._path.read_bytes().splitlines()
+        kept = [line for line in lines if orjson.loads(line)["current_steps"] <= step]
+        durable.write_bytes(self._path, b"".join(line + b"\n" for line in kept))
+
+    def write(self, state: TrainerState, numbers: dict[str, float | int]) -> None:
+        """Append one line for the step the run is at."""
+        elapsed = self._clock() - self._start
+        done = state.global_step - self._start_step
+        left = elapsed / done * (state.max_steps - state.global_step) if done else None
+        line = {
+            "current_steps": state.global_step,
+            "total_steps": state.max_steps,
+            **numbers,
+            "epoch": round(state.epoch or 0.0, 4),
+            "percentage": round(100 * state.global_step / state.max_steps, 2),
+            "elapsed_time": str(timedelta(seconds=int(elapsed))),
+            "remaining_time": None if left is None else str(timedelta(seconds=int(left))),
+        }
+        durable.append_line(self._path, orjson.dumps(line))
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Translates the Trainer's hooks into checkpoints, log lines and events.
+
+    Evaluations and checkpoints come at the same, planned steps, so that every checkpoint that may become
+    a version has been scored. A command is obeyed at the next step boundary by a checkpoint of its own,
+    which is no candidate: where a run was paused must not change what it ends in.
+    """
+
+    def __init__(
+        self,
+        run: RunPaths,
+        config: TrainConfig,
+        precision: Precision,
+        link: DaemonLink,
+        on_evaluated: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """`on_evaluated` is called with the step after each evaluation, for instance to show answers."""
+        self._run = run
+        self._config = config
+        self._precision = precision
+        self._link = link
+        self._on_evaluated = on_evaluated
+        self._log = TrainerLog(run.trainer_log)
+        self._steps: frozenset[int] = frozenset()
+        self._step_started = 0.0
+        self._seconds = 0.0
+        self._eval_loss: float | None = None
+        self._train_loss: float | None = None
+        self._window_sum = 0.0
+        self._window_weight = 0
+        self.tokens = 0
+
+    def attach(self, trainer: PlannedTrainer, start: CheckpointFacts | None) -> None:
+        """Report on `trainer`, which goes on from `start` or begins."""
+        self._trainer = trainer
+        if start is not None:
+            self.tokens = start.tokens
+            self._window_sum, self._window_weight = start.window_sum, start.window_weight
+            trainer.micro_batch = min(trainer.micro_batch, start.micro_batch)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._steps = evaluation_steps(state.max_steps, self._config.eval_steps)
+        self._log.cut_back(state.global_step)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._step_started = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._seconds = time.monotonic() - self._step_started
+        numbers = self._trainer.last_step
+        assert numbers is not None
+        self.tokens += numbers.tokens
+        self._window_sum += numbers.loss * numbers.weight
+        self._window_weight += numbers.weight
+        self._eval_loss = self._train_loss = None
+        is_planned = state.global_step in self._steps
+        command = self._link.command
+        control.should_save = is_planned or command in ("pause", "stop")
+        control.should_evaluate = is_planned and command is None and self._trainer.held_out is not None
+        control.should_training_stop |= command is not None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        if "eval_loss" in logs:
+            self._log.write(state, {"eval_loss": logs["eval_loss"]})
+        elif "loss" in logs:
+            self._report_step(state, logs["learning_rate"])
+
+    def _report_step(self, state: TrainerState, learning_rate: float) -> None:
+        numbers = self._trainer.last_step
+        assert numbers is not None
+        self._log.write(state, {"loss": numbers.loss, "lr": learning_rate, "tokens": self.tokens})
+        self._link.emit(
+            StepEvent(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=state.epoch or 0.0,
+                loss=numbers.loss,
+                learning_rate=learning_rate,
+                grad_norm=numbers.grad_norm,
+                tokens=numbers.tokens,
+                seconds=self._seconds,
+            )
+        )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
+    ) -> None:
+        self._eval_loss = metrics["eval_loss"]
+        self._close_window()
+        held_out = self._trainer.held_out
+        assert held_out is not None
+        self._link.emit(
+            EvaluatedEvent(
+                step=state.global_step,
+                eval_loss=metrics["eval_loss"],
+                records=len(held_out),
+                tokens=int(metrics["eval_tokens"]),
+            )
+        )
+        self._on_evaluated(state.global_step)
+        if (self._run.checkpoint(state.global_step) / durable.MANIFEST).is_file():
+            # The evaluation was still owed when the run was paused here.
+            self._seal(state)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step in self._steps and self._trainer.held_out is None:
+            self._close_window()
+        self._seal(state)
+        checkpoints.rotate(self._run.folder, self._config.save_total_limit)
+
+    def _close_window(self) -> None:
+        """Take the mean over the tokens trained since the last time."""
+        if self._window_weight:
+            self._train_loss = self._window_sum / self._window_weight
+        self._window_sum, self._window_weight = 0.0, 0
+
+    def _seal(self, state: TrainerState) -> None:
+        facts = CheckpointFacts(
+            step=state.global_step,
+            epoch=state.epoch or 0.0,
+            tokens=self.tokens,
+            precision=self._precision,
+            micro_batch=self._trainer.micro_batch,
+            eval_loss=self._eval_loss,
+            train_loss=self._train_loss,
+            is_candidate=state.global_step in self._steps,
+            window_sum=self._window_sum,
+            window_weight=self._window_weight,
+        )
+        folder = self._run.checkpoint(state.global_step)
+        checkpoints.seal(folder, facts)
+        best = checkpoints.best(checkpoints.list_checkpoints(self._run.folder, verify=False))
+        is_best = best is not None and best.facts.step == facts.step
+        logger.info("Saved checkpoint step=%d eval_loss=%s", facts.step, facts.eval_loss)
+        self._link.emit(
+            CheckpointEvent(
+                step=facts.step, path=str(folder), eval_loss=facts.eval_loss, is_best=is_best
+            )
+        )
+

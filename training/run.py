@@ -1,0 +1,342 @@
+"""One job on its way to a version: validate, load, train, evaluate, publish.
+
+Each phase leaves something sealed in the run folder, so that a worker that was killed, or paused, goes on
+where the last one was and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import durable
+from chat_template import ChatTemplate
+from config import Config, Paths, RunPaths, load_config
+from errors import FileRefused, JobFailed
+from evaluation.generation import Generator
+from intake.report import ReportCard
+from monitoring.events import (
+    NoteEvent,
+    Outcome,
+    OutcomeEvent,
+    Phase,
+    PhaseEvent,
+    PlanEvent,
+    PublishedEvent,
+    ReportEvent,
+    now,
+)
+from training import checkpoints
+from training.base_model import locate_base
+from training.callbacks import RunCallback
+from training.checkpoints import Checkpoint
+from training.daemon_link import Command, DaemonLink, Interrupted
+from training.dataset import TokenRows, tokenise_run
+from training.examples import HeldOutExamples
+from training.jobs import Job
+from training.model import (
+    Learner,
+    Precision,
+    hash_tokenizer,
+    load_learner,
+    set_threads,
+    trainable_parameters,
+)
+from training.promotion import Decision, decide
+from training.trainer import (
+    OPTIMIZER,
+    PARAMETER_NAMES,
+    PlannedTrainer,
+    RecordLosses,
+    adapter_weights,
+    build_trainer,
+    load_adapter,
+    set_adapter_weights,
+)
+from training.versions import HeldOutResult, RecordCounts, Version, VersionFacts, VersionStore
+
+logger = logging.getLogger(__name__)
+
+OUTCOMES: dict[Command, Outcome] = {"pause": "paused", "stop": "stopped", "skip": "skipped"}
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
+)
+TRAINING_STATE = "training_state"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run began with; decided once, so that going on later changes nothing."""
+
+    parent: str | None
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was learned and how it compares."""
+
+    candidate: Checkpoint
+    before: RecordLosses | None
+    after: RecordLosses | None
+    decision: Decision
+
+
+class Run:
+    """Carries out one job; everything it needs is given, everything it makes lies in its folder."""
+
+    def __init__(self, paths: Paths, job: Job, link: DaemonLink) -> None:
+        self._paths = paths
+        self._job = job
+        self._link = link
+        self._folder: RunPaths = paths.run(job.job_id)
+        self._config: Config = load_config(self._folder.folder)
+        self._versions = VersionStore(paths)
+
+    def carry_out(self) -> OutcomeEvent:
+        """Take the job as far as it goes and return how it ended."""
+        try:
+            version = self._versions.version_of_job(self._job.job_id) or self._make_version()
+        except Interrupted as interrupted:
+            return OutcomeEvent(outcome=OUTCOMES[interrupted.command], step=self._step())
+        return OutcomeEvent(
+            outcome="completed", version=version.name, step=version.facts.steps, message=version.facts.decision_reason
+        )
+
+    def _make_version(self) -> Version:
+        set_threads(self._config.train)
+        base = locate_base(self._paths, self._config.model)
+        template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
+        report = self._validate(template)
+        rows, held_out = self._tokenise(template, hash_tokenizer(base, self._config.model))
+        self._phase("loading")
+        learner, parent = self._load(base)
+        trainer, callback = self._prepare(learner, parent, template, rows, held_out)
+        initial = adapter_weights(learner.model)
+        self._train(trainer, callback, rows)
+        result = self._evaluate(trainer, initial, held_out)
+        return self._publish(result, learner, parent, report, rows)
+
+    # --- validate
+
+    def _validate(self, template: ChatTemplate) -> ReportCard:
+        self._phase("validating")
+        if not self._folder.report.exists():
+            self._check(template)
+        report = ReportCard.model_validate(durable.read_json(self._folder.report))
+        self._link.emit(
+            ReportEvent(
+                format=report.format,
+                accepted=report.accepted,
+                refused=report.refused,
+                held_out=report.held_out,
+                usable=report.usable,
+            )
+        )
+        if not report.usable:
+            raise FileRefused(report.reason or "the file cannot be used")
+        return report
+
+    def _check(self, template: ChatTemplate) -> None:
+        raise NotImplementedError
+
+    def _tokenise(self, template: ChatTemplate, key: str) -> tuple[TokenRows, TokenRows | None]:
+        files = {"train": self._folder.train_records}
+        if self._folder.held_out_records.exists() and self._folder.held_out_records.stat().st_size:
+            files["held_out"] = self._folder.held_out_records
+        rows = tokenise_run(
+            *(self._folder.tokens, files, template, key, self._config.data),
+            on_progress=lambda done: self._link.check(),
+        )
+        if not len(rows["train"]):
+            raise FileRefused(
+                f"no record has a trained token within {self._config.data.max_length} tokens; raise data.max_length"
+            )
+        if lost := rows["train"].facts.lost_records:
+            self._note(f"{lost} records have nothing trained within data.max_length and are left out")
+        return rows["train"], rows.get("held_out")
+
+    # --- load
+
+    def _load(self, base: Path) -> tuple[Learner, Version | None]:
+        """Load the model this run began with, or begins with now."""
+        start_file = self._folder.folder / "start.json"
+        start: Start | None = None
+        if start_file.exists():
+            stored = durable.read_json(start_file)
+            start = Start(stored["parent"], stored["precision"])
+            parent = None if start.parent is None else self._versions.get(start.parent)
+        else:
+            parent = self._versions.current()
+        if parent is not None:
+            self._versions.verify(parent)
+        learner = load_learner(base, self._config, parent, start and start.precision)
+        if start is None:
+            document = {"parent": parent and parent.name, "precision": learner.precision}
+            durable.write_json(start_file, {"schema_version": 1, **document})
+        for note in learner.notes:
+            self._note(note)
+        return learner, parent
+
+    def _prepare(
+        self,
+        learner: Learner,
+        parent: Version | None,
+        template: ChatTemplate,
+        rows: TokenRows,
+        held_out: TokenRows | None,
+    ) -> tuple[PlannedTrainer, RunCallback]:
+        examples = HeldOutExamples(
+            self._folder.held_out_records,
+            Generator(learner.model, template, self._config.evaluation),
+            template,
+            self._config.evaluation.sample_prompts,
+            self._link,
+        )
+        callback = RunCallback(
+            self._folder, self._config.train, learner.precision, self._link, examples.show
+        )
+        trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
+        carries = parent is not None and self._config.train.optimizer_state == "carry"
+        trainer.setup(
+            self._config,
+            rows,
+            held_out,
+            template.pad_token_id,
+            moments=parent.folder / TRAINING_STATE if parent is not None and carries else None,
+            on_eval_batch=self._link.check,
+        )
+        steps_per_epoch = trainer.steps_per_epoch
+        self._link.emit(
+            PlanEvent(
+                records=rows.facts.records,
+                epochs=self._config.train.num_train_epochs,
+                steps_per_epoch=steps_per_epoch,
+                total_steps=steps_per_epoch * self._config.train.num_train_epochs,
+                tokens_per_epoch=rows.facts.tokens,
+                start_step=self._step(),
+                parent=parent and parent.name,
+                trainable_parameters=trainable_parameters(learner.model),
+            )
+        )
+        return trainer, callback
+
+    # --- train
+
+    def _train(self, trainer: PlannedTrainer, callback: RunCallback, rows: TokenRows) -> None:
+        """Do the steps that are left; raise Interrupted when a command ended them early."""
+        checkpoints.remove_torn(self._folder.folder)
+        start = checkpoints.newest(checkpoints.list_checkpoints(self._folder.folder))
+        callback.attach(trainer, start and start.facts)
+        self._phase("training")
+        total = trainer.steps_per_epoch * self._config.train.num_train_epochs
+        owes_evaluation = (
+            start is not None
+            and start.facts.is_candidate
+            and start.facts.eval_loss is None
+            and trainer.held_out is not None
+        )
+        if start is None or start.facts.step < total or owes_evaluation:
+            trainer.args.eval_on_start = owes_evaluation
+            trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+            self._link.check()
+            if trainer.state.global_step != total:
+                raise JobFailed("steps", f"did {trainer.state.global_step} of {total} planned steps")
+
+    # --- evaluate
+
+    def _evaluate(
+        self, trainer: PlannedTrainer, initial: dict[str, Any], held_out: TokenRows | None
+    ) -> Result:
+        """Compare the best checkpoint with what the run began with, on the same held-out records."""
+        self._phase("evaluating")
+        candidate = checkpoints.best(checkpoints.list_checkpoints(self._folder.folder))
+        if candidate is None:
+            raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
+        if held_out is None:
+            return Result(candidate, None, None, decide([], [], self._config.promotion, self._config.train.seed))
+        set_adapter_weights(trainer.model, initial)
+        before = trainer.record_losses(held_out)
+        load_adapter(trainer.model, candidate.folder)
+        after = trainer.record_losses(held_out)
+        decision = decide(
+            before.per_record, after.per_record, self._config.promotion, self._config.train.seed
+        )
+        return Result(candidate, before, after, decision)
+
+    # --- publish
+
+    def _publish(
+        self, result: Result, learner: Learner, parent: Version | None, report: ReportCard, rows: TokenRows
+    ) -> Version:
+        self._phase("publishing")
+        staging = self._versions.stage()
+        for name in ADAPTER_FILES:
+            durable.copy_file(result.candidate.folder / name, staging / name)
+        for name in TOKENIZER_FILES:
+            if (learner.base / name).is_file():
+                durable.copy_file(learner.base / name, staging / name)
+        durable.make_folder(staging / TRAINING_STATE)
+        for name in (OPTIMIZER, PARAMETER_NAMES):
+            durable.copy_file(result.candidate.folder / name, staging / TRAINING_STATE / name)
+        version = self._versions.publish(staging, self._facts(result, learner, parent, report, rows))
+        self._link.emit(
+            PublishedEvent(
+                version=version.name,
+                decision=result.decision.decide,
+                reason=result.decision.reason,
+                before_loss=result.before and result.before.mean,
+                after_loss=result.after and result.after.mean,
+            )
+        )
+        return version
+
+    def _facts(
+        self, result: Result, learner: Learner, parent: Version | None, report: ReportCard, rows: TokenRows
+    ) -> VersionFacts:
+        best = result.candidate.facts
+        return VersionFacts(
+            parent=parent and parent.name,
+            job_id=self._job.job_id,
+            input_name=self._job.name,
+            input_sha256=self._job.sha256,
+            base_model=str(learner.base),
+            base_sha256=learner.base_sha256,
+            created_at=now(),
+            config=self._config.model_dump(mode="json"),
+            records=RecordCounts(train=rows.facts.records, held_out=report.held_out),
+            steps=self._step(),
+            epochs=self._config.train.num_train_epochs,
+            tokens=best.tokens,
+            train_loss=best.train_loss,
+            held_out=HeldOutResult(
+                records=report.held_out,
+                before_loss=result.before and result.before.mean,
+                after_loss=result.after and result.after.mean,
+                mean_difference=result.decision.mean_difference,
+                interval=result.decision.interval,
+            ),
+            decision=result.decision.decide,
+            decision_reason=result.decision.reason,
+            best_checkpoint=best.step,
+        )
+
+    # --- telling
+
+    def _phase(self, phase: Phase) -> None:
+        logger.info("Job %s: %s", self._job.job_id, phase)
+        self._link.emit(PhaseEvent(phase=phase))
+        self._link.check()
+
+    def _note(self, message: str) -> None:
+        logger.warning("%s", message)
+        self._link.emit(NoteEvent(message=message))
+
+    def _step(self) -> int:
+        """Return the step from which the run would go on."""
+        last = checkpoints.newest(checkpoints.list_checkpoints(self._folder.folder, verify=False))
+        return 0 if last is None else last.facts.step

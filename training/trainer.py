@@ -1,0 +1,459 @@
+"""TRL's trainers with one optimizer step as the unit: planned, exact to resume, weighted by token.
+
+Three things are ours. A step trains the records that `StepPlan` gives it, cut into micro-batches, so that
+its records, loss and gradient do not depend on how it is cut. The loss of a step is the sum over its
+trained tokens (or its pairs) divided by their number. And a number that is not finite ends the run before
+it reaches a weight or a file.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import load_peft_weights, set_peft_model_state_dict
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.trainer.utils import use_adapter
+
+from config import Config, TrainConfig
+from errors import ConfigError, JobFailed
+from evaluation.losses import target_log_probs
+from training.batches import Batch, Row, StepPlan, collate, in_length_order
+from training.daemon_link import Interrupted
+from training.dataset import TokenRows
+from training.model import Learner
+
+logger = logging.getLogger(__name__)
+
+PARAMETER_NAMES = "parameter_names.json"
+OPTIMIZER = "optimizer.pt"
+REFERENCE = "ref"
+"""Name under which TRL keeps a frozen copy of the adapter that DPO compares with."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One sum for each record, and what it is divided by: its trained tokens, or 1 for a pair."""
+
+    sums: torch.Tensor
+    weights: list[int]
+
+
+@dataclass(frozen=True)
+class RecordLosses:
+    """Held-out losses, record by record in file order."""
+
+    sums: list[float]
+    weights: list[int]
+
+    @property
+    def per_record(self) -> list[float]:
+        """Nats per trained token of each record, or the loss of each pair."""
+        return [total / weight for total, weight in zip(self.sums, self.weights, strict=True)]
+
+    @property
+    def mean(self) -> float:
+        """Nats per trained token of all records together; each token counts once."""
+        return math.fsum(self.sums) / sum(self.weights)
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What one optimizer step was made of."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping."""
+    weight: int
+    """Trained tokens, or pairs."""
+    tokens: int
+    """All tokens, padding not counted."""
+
+
+class PlannedTrainer(Trainer):  # type: ignore[misc]
+    """Mixin before a TRL trainer: one item of its loader is one optimizer step.
+
+    A subclass says what a batch loses; training and evaluation are the same for all of them.
+    """
+
+    def setup(
+        self,
+        config: Config,
+        rows: TokenRows,
+        held_out: TokenRows | None,
+        pad_token_id: int,
+        moments: Path | None = None,
+        on_eval_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Give the trainer what TRL's constructors have no place for.
+
+        `moments` is the ``training_state/`` of the version whose optimizer moments are carried over;
+        `on_eval_batch` is called after each batch of an evaluation and may raise to end it.
+        """
+        self.config = config
+        self.rows = rows
+        self.held_out = held_out
+        self.pad_token_id = pad_token_id
+        self.moments = moments
+        self.on_eval_batch = on_eval_batch
+        self.micro_batch = config.train.per_device_train_batch_size
+        self.last_step: StepNumbers | None = None
+        self.train_dataset = rows.dataset
+        self.remove_callback(PrinterCallback)
+
+    def losses(self, batch: Batch) -> Losses:
+        """Return what each record of `batch` loses."""
+        raise NotImplementedError
+
+    def weights(self, batch: Batch) -> list[int]:
+        """Return what the loss of each record is divided by."""
+        raise NotImplementedError
+
+    def log_probs(self, batch: Batch) -> torch.Tensor:
+        """Return the summed log-probability of the trained tokens of each sequence."""
+        each = target_log_probs(
+            self.model, batch.input_ids, batch.positions, batch.targets, batch.position_ids
+        )
+        return torch.stack([part.sum() for part in each.split(batch.counts)])
+
+    # --- one step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which every record is trained once."""
+        return len(self._plan())
+
+    def _plan(self) -> StepPlan:
+        train = self.config.train
+        return StepPlan(
+            *(self.rows.lengths, train.per_device_train_batch_size, train.gradient_accumulation_steps),
+            train.seed,
+        )
+
+    def get_train_dataloader(self) -> Any:
+        """Return the loader whose items are the rows of one optimizer step."""
+        loader = DataLoader(self.rows.dataset, batch_sampler=self._plan(), collate_fn=list)
+        return self.accelerator.prepare(loader)
+
+    def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Accumulate the gradient of one optimizer step; return its loss.
+
+        Where memory does not hold a micro-batch, the step begins again with halves of it, and the smaller
+        size stays for the rest of the run. Raises JobFailed when it does not hold a single record.
+        """
+        model.train()
+        while True:
+            try:
+                return self._accumulate(inputs)
+            except torch.OutOfMemoryError as error:
+                if self.micro_batch == 1:
+                    raise JobFailed("oom", _too_large(inputs)) from error
+            # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
+            self._halve_micro_batch(model)
+
+    def _accumulate(self, rows: list[Row]) -> torch.Tensor:
+        packed = self.config.train.batching == "packed"
+        size = self.micro_batch
+        batches = [
+            collate(rows[at : at + size], packed=packed, pad_token_id=self.pad_token_id)
+            for at in range(0, len(rows), size)
+        ]
+        weight = sum(sum(self.weights(batch)) for batch in batches)
+        loss = torch.zeros((), device=self.args.device)
+        for batch in batches:
+            part = self.losses(batch.to(self.args.device)).sums.sum() / weight
+            self.accelerator.backward(part)
+            loss += part.detach()
+        self._pending = loss, weight, sum(batch.tokens for batch in batches)
+        return loss
+
+    def _halve_micro_batch(self, model: Any) -> None:
+        model.zero_grad()
+        gc.collect()
+        torch.cuda.empty_cache()
+        self.micro_batch = (self.micro_batch + 1) // 2
+        logger.warning("Out of memory at step %d; micro-batch now %d", self.state.global_step, self.micro_batch)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        """Return the norm before clipping; raise JobFailed when it or the loss is not finite.
+
+        This runs after the backward pass and before the optimizer, so that no weight is touched.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        step_loss, weight, tokens = self._pending
+        # One transfer for both numbers: each would wait for the GPU by itself.
+        loss, norm = torch.stack([step_loss, torch.as_tensor(norm, device=step_loss.device)]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise JobFailed(
+                "nan",
+                f"step {self.state.global_step + 1}: loss {loss}, gradient norm {norm}, expected finite numbers; "
+                "lower train.learning_rate, or look for damaged records; the last checkpoint stands",
+            )
+        self.last_step = StepNumbers(loss, norm, weight, tokens)
+        return norm
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Count nothing: transformers would look for one padded batch in `inputs`."""
+        return 0
+
+    # --- optimizer and learning rate
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """Create the optimizer; carry the moments of the version before into a new one."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.moments is not None:
+            _carry_moments(optimizer, parameter_names(self.model, optimizer), self.moments)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Create the learning-rate schedule of this run; it does not know of earlier files."""
+        if self.lr_scheduler is None:
+            train = self.config.train
+
+            def factor(step: int) -> float:
+                return learning_rate_factor(step, num_training_steps, train)
+
+            self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # --- evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the held-out records and tell the callbacks ``eval_loss``, in nats per trained token."""
+        assert self.held_out is not None
+        try:
+            losses = self.record_losses(self.held_out)
+        except Interrupted:
+            # The checkpoint of this step is written without a score, which a resumed run makes up for.
+            self.control.should_training_stop = True
+            return {}
+        metrics = {f"{metric_key_prefix}_loss": losses.mean, f"{metric_key_prefix}_tokens": sum(losses.weights)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def record_losses(self, rows: TokenRows) -> RecordLosses:
+        """Score every record; the batch size changes speed and memory, not the result."""
+        sums, weights = [0.0] * len(rows), [0] * len(rows)
+        was_training = self.model.training
+        self.model.eval()
+        for numbers in in_length_order(rows.lengths, self.config.evaluation.per_device_eval_batch_size):
+            batch = collate(
+                [rows.dataset[number] for number in numbers], packed=False, pad_token_id=self.pad_token_id
+            )
+            with torch.no_grad(), self.accelerator.autocast():
+                losses = self.losses(batch.to(self.args.device))
+            for number, total, weight in zip(numbers, losses.sums.tolist(), losses.weights, strict=True):
+                sums[number], weights[number] = total, weight
+            self.on_eval_batch()
+        self.model.train(was_training)
+        return RecordLosses(sums, weights)
+
+    # --- files
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint of finite numbers; raise JobFailed before the first byte otherwise."""
+        bad = [name for name, weight in self.model.named_parameters() if _is_trained_to_nonsense(weight)]
+        if bad:
+            raise JobFailed("nan", f"step {self.state.global_step}: {bad[0]} holds numbers that are not finite")
+        # Past TRL's own, which would write a model card into the run folder.
+        Trainer._save_checkpoint(self, model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        names = parameter_names(self.model, self.optimizer)
+        (folder / PARAMETER_NAMES).write_text(json.dumps({"optim": self.config.train.optim, "names": names}))
+
+
+class ChatTrainer(PlannedTrainer, SFTTrainer):  # type: ignore[misc]
+    """Learns to say the trained tokens."""
+
+    def losses(self, batch: Batch) -> Losses:
+        return Losses(-self.log_probs(batch), self.weights(batch))
+
+    def weights(self, batch: Batch) -> list[int]:
+        return batch.counts
+
+
+class _PairTrainer(PlannedTrainer):
+    def weights(self, batch: Batch) -> list[int]:
+        return [1] * (len(batch.counts) // 2)
+
+
+class DirectPreferenceTrainer(_PairTrainer, DPOTrainer):  # type: ignore[misc]
+    """Learns to prefer the chosen answer more than the model it began as (arXiv:2305.18290)."""
+
+    def losses(self, batch: Batch) -> Losses:
+        policy = self.log_probs(batch)
+        with torch.no_grad(), use_adapter(self.model, REFERENCE):
+            reference = self.log_probs(batch)
+        chosen, rejected = (policy - reference).chunk(2)
+        margins = self.config.train.preference_beta * (chosen - rejected)
+        return Losses(-functional.logsigmoid(margins), self.weights(batch))
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+class OddsRatioTrainer(_PairTrainer, ORPOTrainer):  # type: ignore[misc]
+    """Learns the chosen answer and to prefer it, without a reference (arXiv:2403.07691).
+
+    Unlike TRL's, the first part is of the answer alone: prompts are never trained here.
+    """
+
+    def losses(self, batch: Batch) -> Losses:
+        lengths = torch.tensor(batch.counts, device=batch.targets.device)
+        chosen, rejected = (self.log_probs(batch) / lengths).chunk(2)
+        preference, *_ = self.odds_ratio_loss(chosen, rejected)
+        return Losses(-chosen - preference, self.weights(batch))
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, Any]:
+        return {}
+
+
+def build_trainer(
+    learner: Learner, folder: Path, config: Config, kind: str, callbacks: list[TrainerCallback]
+) -> PlannedTrainer:
+    """Build the trainer for records of `kind`; `PlannedTrainer.setup` completes it."""
+    if kind != "preference":
+        trainer, arguments = ChatTrainer, SFTConfig
+        special: dict[str, Any] = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    else:
+        is_dpo = config.train.preference_loss == "dpo"
+        trainer, arguments = (
+            (DirectPreferenceTrainer, DPOConfig) if is_dpo else (OddsRatioTrainer, ORPOConfig)
+        )
+        special = {"beta": config.train.preference_beta, "disable_dropout": False}
+    try:
+        args = arguments(**_arguments(learner, folder, config), **special)
+    except ValueError as error:
+        raise ConfigError(f"train: {error}") from error
+    return trainer(
+        model=learner.model,
+        args=args,
+        # TRL's constructors prepare the data they are given; ours is prepared and comes in `setup`.
+        train_dataset=Dataset.from_dict({"input_ids": [[0]]}),
+        data_collator=list,
+        processing_class=learner.tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def _arguments(learner: Learner, folder: Path, config: Config) -> dict[str, Any]:
+    train = config.train
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": train.num_train_epochs,
+        "per_device_train_batch_size": train.per_device_train_batch_size,
+        # An item of the loader is a whole step, whose micro-batches `training_step` makes.
+        "gradient_accumulation_steps": 1,
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": train.optim,
+        "seed": train.seed,
+        "bf16": learner.precision == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "activation_checkpointing": config.model.gradient_checkpointing,
+        "logging_steps": 1,
+        # On, it would show a loss of 0.0 for every step that is not a number.
+        "logging_nan_inf_filter": False,
+        # `RunCallback` says when to evaluate and when to save.
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return a copy of the trained weights, on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Put back what `adapter_weights` returned."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            model.get_parameter(name).copy_(weight)
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Replace the trained weights by those of a checkpoint or version."""
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+
+
+def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Return the share of the peak learning rate at `step`, counted from 0.
+
+    The warm-up rises to the peak and never starts at 0, so that every step of a small file learns; the
+    last step has ``min_lr_ratio`` unless the schedule is constant.
+    """
+    warmup = math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
+    floor = config.min_lr_ratio
+    match config.lr_scheduler_type:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1 - (1 - floor) * progress
+        case "cosine":
+            return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def parameter_names(model: Any, optimizer: Any) -> list[str]:
+    """Return the names of the optimizer's parameters in the order of its state."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _carry_moments(optimizer: Optimizer, names: Sequence[str], folder: Path) -> None:
+    """Start `optimizer` with the moments stored in `folder`; its learning rate stays its own."""
+    stored = json.loads((folder / PARAMETER_NAMES).read_text())
+    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)["state"]
+    by_name = {name: state[index] for index, name in enumerate(stored["names"]) if index in state}
+    current = optimizer.state_dict()
+    try:
+        current["state"] = {index: by_name[name] for index, name in enumerate(names)}
+    except KeyError as error:
+        raise ConfigError(
+            f"train.optimizer_state: found no moments of {error} in {folder}, expected those of every adapter "
+            "weight; set it to 'reset'"
+        ) from error
+    optimizer.load_state_dict(current)
+
+
+def _is_trained_to_nonsense(parameter: torch.Tensor) -> bool:
+    return parameter.requires_grad and not bool(torch.isfinite(parameter).all())
+
+
+def _too_large(rows: Sequence[Row]) -> str:
+    longest = max(len(sequence) for row in rows for sequence in row["input_ids"])
+    return (
+        f"memory does not hold one record of {longest} tokens; set model.gradient_checkpointing or "
+        "model.load_in_4bit to true, or lower data.max_length"
+    )
