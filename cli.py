@@ -83,14 +83,20 @@ def check(
 ) -> None:
     """Check a data file as the daemon would, without training: exit 0 usable, 1 refused, 2 usage."""
     from chat_template import ChatTemplate
-    from intake.validation import check_file
+    from intake.validation import PlanInputs, check_file
     from training.base_model import locate_base
 
     paths, config = _open(base, settings)
     if not file.is_file():
         raise UsageError(f"{file}: found no such file, expected a data file")
     template = ChatTemplate.load(locate_base(paths, config.model), config.model.chat_template_kwargs)
-    report = check_file(file, config, template)
+    train = config.train
+    plan = PlanInputs(
+        batch_records=train.per_device_train_batch_size * train.gradient_accumulation_steps,
+        epochs=train.num_train_epochs,
+        tokens_per_second=last_throughput(paths, config.model),
+    )
+    report = check_file(file, config.data, template, seed=train.seed, name=file.name, plan=plan)
     sys.stdout.write(report.to_json() if as_json else report.to_text())
     raise typer.Exit(0 if report.usable else 1)
 

@@ -47,6 +47,8 @@ CLAIM_SECONDS = 1.0
 """Files are claimed for so long at a stretch, then commands and the running job are looked after."""
 SCAN_GAP_SECONDS = 0.1
 """However many events come, the inbox is not scanned more often."""
+EXTEND_STOP_SECONDS = 10
+"""While the worker saves, systemd is asked again and again for so much more time."""
 SHOWN_NAMES = 20
 
 
@@ -96,6 +98,7 @@ class Daemon:
         self._claim_trouble: str | None = None
         self._retry_at: float | None = None
         self._retry_seconds = retry_seconds
+        self._said = ""
         self._signals = 0
         self._is_stop_asked = False
         self._is_skip_asked = False
@@ -219,9 +222,7 @@ class Daemon:
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
         self._status.beat()
-        self._notifier.ping()
-        if self._is_ending():
-            self._notifier.send("EXTEND_TIMEOUT_USEC=10000000")
+        self._tell_systemd()
         return self._wish()
 
     def _claim_settled_files(self) -> None:
@@ -378,6 +379,17 @@ class Daemon:
             self._status.update(state="waiting", status="idle")
         else:
             self._status.update(state="idle", status=ending if ending in ("completed", "crashed") else "idle")
+
+    def _tell_systemd(self) -> None:
+        """Show that the loop goes round, say what it is at, and ask for time to save when it is ending."""
+        self._notifier.ping()
+        status = self._status.status
+        said = status.state if self._running is None else f"{status.state} {status.current_file}"
+        if said != self._said:
+            self._said = said
+            self._notifier.send(f"STATUS={said}")
+        if self._is_ending():
+            self._notifier.send(f"EXTEND_TIMEOUT_USEC={EXTEND_STOP_SECONDS * 1_000_000}")
 
     def _tell_crash(self, job: Job) -> None:
         self._status.update(status="crashed", error_type=job.failure_kind, error_message=job.message)

@@ -36,9 +36,7 @@ class Deadline(StoppingCriteria):
         self._end = time.monotonic() + seconds
         self.passed = False
 
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
         """Return for each sequence whether it ends here, shape ``(B,)``."""
         self.passed = time.monotonic() >= self._end
         return torch.full((len(input_ids),), self.passed, device=input_ids.device, dtype=torch.bool)

@@ -265,6 +265,20 @@ def make_records(wording: Wording, count: int, rng: random.Random, taken: set[st
     return records
 
 
+def read_answer(text: str) -> dict[str, str] | None:
+    """Return the ticket when `text` is one strict JSON answer and nothing else, otherwise None."""
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(answer, dict) or set(answer) != {"product", "problem", "urgency", "order"}:
+        return None
+    if not all(isinstance(value, str) and value for value in answer.values()):
+        return None
+    is_known = answer["problem"] in PROBLEMS and answer["urgency"] in URGENCIES
+    return answer if is_known else None
+
+
 def write_files(folder: Path = FOLDER, seed: int = SEED) -> None:
     """Write both files into `folder`."""
     rng = random.Random(seed)

@@ -145,6 +145,8 @@ class StubWorker:
         if step == 0 or folder.exists():
             return
         staging = folder.with_name(f".{folder.name}.partial")
+        if staging.exists():
+            durable.remove_tree(staging)
         staging.mkdir()
         durable.write_bytes(staging / "state", b"%d" % step)
         durable.seal_folder(staging)

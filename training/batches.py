@@ -121,7 +121,9 @@ def collate(rows: Sequence[Row], *, packed: bool, pad_token_id: int) -> Batch:
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=position_ids,
-        positions=torch.from_numpy(np.concatenate([at + start for at, start in zip(trained, starts, strict=True)])),
+        positions=torch.from_numpy(
+            np.concatenate([at + start for at, start in zip(trained, starts, strict=True)])
+        ),
         targets=torch.from_numpy(
             np.concatenate([sequence[1:][at] for sequence, at in zip(labels, trained, strict=True)])
         ),
@@ -135,5 +137,3 @@ def in_length_order(lengths: NDArray[np.int32], size: int) -> Iterator[list[int]
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), size):
         yield [int(record) for record in order[first : first + size]]
-
-

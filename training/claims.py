@@ -157,8 +157,8 @@ class Claims:
         durable.make_folder(folder)
         report = {"schema_version": 1, "name": candidate.name, "usable": False, "reason": reason}
         report |= {**facts, "identity": identity}
-        durable.write_bytes(folder / f"{place}.report.txt", f"{candidate.name}: {reason}\n".encode())
         durable.write_json(folder / f"{place}.report.json", report)
+        durable.write_bytes(folder / f"{place}.report.txt", f"{candidate.name}: {reason}\n".encode())
         durable.move_file(candidate.path, folder / place)
         logger.warning("Moved inbox/%s to %s/%s: %s", candidate.name, folder.name, place, reason)
         return folder / place

@@ -17,6 +17,7 @@ from config import Config, Paths, RunPaths, load_config
 from errors import FileRefused, JobFailed
 from evaluation.generation import Generator
 from intake.report import ReportCard
+from intake.validation import PlanInputs, check_file
 from monitoring.events import (
     NoteEvent,
     Outcome,
@@ -31,10 +32,11 @@ from monitoring.events import (
 from training import checkpoints
 from training.base_model import locate_base
 from training.callbacks import RunCallback
+from training.throughput import last_throughput
 from training.checkpoints import Checkpoint
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import TokenRows, tokenise_run
-from training.examples import HeldOutExamples
+from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
 from training.jobs import Job
 from training.model import (
     Learner,
@@ -104,7 +106,10 @@ class Run:
         except Interrupted as interrupted:
             return OutcomeEvent(outcome=OUTCOMES[interrupted.command], step=self._step())
         return OutcomeEvent(
-            outcome="completed", version=version.name, step=version.facts.steps, message=version.facts.decision_reason
+            outcome="completed",
+            version=version.name,
+            step=version.facts.steps,
+            message=version.facts.decision_reason,
         )
 
     def _make_version(self) -> Version:
@@ -139,10 +144,32 @@ class Run:
         )
         if not report.usable:
             raise FileRefused(report.reason or "the file cannot be used")
+        keep_held_out(self._paths, self._job.job_id)
         return report
 
     def _check(self, template: ChatTemplate) -> None:
-        raise NotImplementedError
+        """Judge every record of the file; what is written is whole once the report is there."""
+        train = self._config.train
+        report = check_file(
+            self._folder.input(self._job.suffix),
+            self._config.data,
+            template,
+            seed=train.seed,
+            name=self._job.name,
+            plan=PlanInputs(
+                batch_records=train.per_device_train_batch_size * train.gradient_accumulation_steps,
+                epochs=train.num_train_epochs,
+                tokens_per_second=last_throughput(self._paths, self._config.model),
+            ),
+            output=self._folder,
+            held_out_keys=held_out_keys(self._paths),
+            on_progress=self._report_progress,
+        )
+        logger.info("Validated %s: %d accepted, %d refused", report.name, report.accepted, report.refused)
+
+    def _report_progress(self, done: int, total: int, records: int) -> None:
+        self._link.emit(PhaseEvent(phase="validating", done=done, total=total, unit="bytes"))
+        self._link.check()
 
     def _tokenise(self, template: ChatTemplate, key: str) -> tuple[TokenRows, TokenRows | None]:
         files = {"train": self._folder.train_records}
@@ -194,12 +221,10 @@ class Run:
             self._folder.held_out_records,
             Generator(learner.model, template, self._config.evaluation),
             template,
-            self._config.evaluation.sample_prompts,
+            self._config.evaluation,
             self._link,
         )
-        callback = RunCallback(
-            self._folder, self._config.train, learner.precision, self._link, examples.show
-        )
+        callback = RunCallback(self._folder, self._config.train, learner.precision, self._link, examples.show)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
         carries = parent is not None and self._config.train.optimizer_state == "carry"
         trainer.setup(
@@ -258,7 +283,9 @@ class Run:
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         if held_out is None:
-            return Result(candidate, None, None, decide([], [], self._config.promotion, self._config.train.seed))
+            return Result(
+                candidate, None, None, decide([], [], self._config.promotion, self._config.train.seed)
+            )
         set_adapter_weights(trainer.model, initial)
         before = trainer.record_losses(held_out)
         load_adapter(trainer.model, candidate.folder)

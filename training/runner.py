@@ -33,6 +33,8 @@ EXIT_SECONDS = 10.0
 """Time a worker has to end after its last event."""
 STANDBY_SECONDS = 60.0
 """A worker kept ready for nothing is ended after so long."""
+PIPE_SECONDS = 2.0
+"""Time to read what a dead worker left in its pipes, should a stranger hold them open."""
 TAIL_BYTES = 4096
 MAX_LINE_BYTES = 1 << 20
 
@@ -60,6 +62,7 @@ class Worker:
         self._told: set[Wish] = set()
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._heard_everything = False
+        self._exited_at: float | None = None
         self.heard_at = clock()
         self.oom_kills_before = _oom_kills()
         events, events_of_worker = os.pipe()
@@ -84,8 +87,8 @@ class Worker:
             os.close(output_of_worker)
         self.pid = self._process.pid
         self._threads = [
-            threading.Thread(target=self._read_events, args=(events,), name="worker-events"),
-            threading.Thread(target=self._read_output, args=(output,), name="worker-output"),
+            threading.Thread(target=self._read_events, args=(events,), daemon=True),
+            threading.Thread(target=self._read_output, args=(output,), daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -118,11 +121,12 @@ class Worker:
 
     def has_ended(self) -> bool:
         """Tell whether the process has exited and all it said was heard."""
-        if self._heard_everything and not self.is_alive():
-            return True
-        if not self.is_alive():
-            self._kill_group()  # a child of it may still hold the pipes open
-        return False
+        if self.is_alive():
+            return False
+        self._kill_group()  # a child of it may still hold the pipes open
+        if self._exited_at is None:
+            self._exited_at = self._clock()
+        return self._heard_everything or self._clock() - self._exited_at > PIPE_SECONDS
 
     def is_alive(self) -> bool:
         """Tell whether the process runs; it is not reaped, so that its group keeps its number."""
@@ -141,7 +145,7 @@ class Worker:
         self._kill_group()
         code = self._process.wait()
         for thread in self._threads:
-            thread.join()
+            thread.join(PIPE_SECONDS)
         return code
 
     def last_lines(self) -> str:
@@ -225,10 +229,13 @@ class Runner:
         worker = self._take()
         logger.info("Started job %s in process %d", job_id, worker.pid)
         worker.assign(job_id, self._paths.run_logs / f"{job_id}.log")
+        grace_seconds = 0.0
         try:
-            return self._supervise(worker, on_event, beat)
+            outcome = self._supervise(worker, on_event, beat)
+            grace_seconds = EXIT_SECONDS
+            return outcome
         finally:
-            worker.end(EXIT_SECONDS)
+            worker.end(grace_seconds)
 
     def _take(self) -> Worker:
         standby, self._standby = self._standby, None
@@ -257,6 +264,7 @@ class Runner:
             if worker.has_ended():
                 return _explain_death(worker)
             if self._clock() - worker.heard_at > self._config.hang_seconds:
+                worker.end()
                 silence = f"said nothing for {self._config.hang_seconds:g} s (worker.hang_seconds)"
                 return OutcomeEvent(outcome="failed", kind="hang", message=f"{silence} and was killed")
             wish = beat()
@@ -264,6 +272,7 @@ class Runner:
                 told, told_at = wish, told_at if told else self._clock()
                 worker.tell(wish)
             if told == "kill" or (told and self._clock() - told_at > self._config.stop_grace_seconds):
+                worker.end()
                 logger.warning("Killed the worker: it had not ended after %s", told)
                 return OutcomeEvent(outcome=_OUTCOME_OF_WISH[told], message="ended without a last checkpoint")
 

@@ -186,7 +186,9 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         gc.collect()
         torch.cuda.empty_cache()
         self.micro_batch = (self.micro_batch + 1) // 2
-        logger.warning("Out of memory at step %d; micro-batch now %d", self.state.global_step, self.micro_batch)
+        logger.warning(
+            "Out of memory at step %d; micro-batch now %d", self.state.global_step, self.micro_batch
+        )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         """Return the norm before clipping; raise JobFailed when it or the loss is not finite.
@@ -245,7 +247,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             # The checkpoint of this step is written without a score, which a resumed run makes up for.
             self.control.should_training_stop = True
             return {}
-        metrics = {f"{metric_key_prefix}_loss": losses.mean, f"{metric_key_prefix}_tokens": sum(losses.weights)}
+        metrics = {
+            f"{metric_key_prefix}_loss": losses.mean,
+            f"{metric_key_prefix}_tokens": sum(losses.weights),
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -273,7 +278,9 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         """Write a checkpoint of finite numbers; raise JobFailed before the first byte otherwise."""
         bad = [name for name, weight in self.model.named_parameters() if _is_trained_to_nonsense(weight)]
         if bad:
-            raise JobFailed("nan", f"step {self.state.global_step}: {bad[0]} holds numbers that are not finite")
+            raise JobFailed(
+                "nan", f"step {self.state.global_step}: {bad[0]} holds numbers that are not finite"
+            )
         # Past TRL's own, which would write a model card into the run folder.
         Trainer._save_checkpoint(self, model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from examples import make_tickets
-from examples.make_tickets import HELD_OUT, HELD_OUT_FILE, PROBLEMS, TRAIN, TRAIN_FILE, URGENCIES, Wording
+from examples.make_tickets import (
+    HELD_OUT,
+    HELD_OUT_FILE,
+    PROBLEMS,
+    TRAIN,
+    TRAIN_FILE,
+    URGENCIES,
+    Wording,
+    read_answer,
+)
 
 
 def tickets(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -86,3 +95,26 @@ def test_every_wording_is_used() -> None:
     for template in templates(TRAIN):
         for part in re.split(r"{\w+}", template.lower()):
             assert part in text
+
+
+def test_a_right_answer_is_read_whatever_its_spacing() -> None:
+    ticket = {"product": "kettle", "problem": "late", "urgency": "low", "order": "K1234"}
+    assert read_answer(json.dumps(ticket, indent=2)) == ticket
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The kettle is late.",
+        'Here it is: {"product": "kettle", "problem": "late", "urgency": "low", "order": "K1234"}',
+        '{"product": "kettle", "problem": "late", "urgency": "low"}',
+        '{"product": "kettle", "problem": "late", "urgency": "low", "order": "K1234", "note": "x"}',
+        '{"product": "kettle", "problem": "slow", "urgency": "low", "order": "K1234"}',
+        '{"product": "", "problem": "late", "urgency": "low", "order": "K1234"}',
+        '{"product": "kettle", "problem": ["late"], "urgency": "low", "order": 1234}',
+        "[" * 100_000,
+    ],
+)
+def test_anything_but_strict_json_is_no_answer(text: str) -> None:
+    assert read_answer(text) is None
