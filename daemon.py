@@ -27,7 +27,7 @@ from config import Config, LoggingConfig, Paths, load_config
 from errors import AlreadyRunning, EnvironmentNotReady, TrainboxError, UsageError
 from intake.inbox import Inbox
 from intake.watch import Bell, Watch
-from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, now
+from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, now
 from monitoring.systemd import Notifier
 from monitoring.training_status import ControlStatus, QueueStatus, Status, StatusWriter
 from training.claims import Claims, SetAside
@@ -315,6 +315,8 @@ class Daemon:
             durable.append_line(self._store.run(job).events, line)
         except OSError as error:
             logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        if isinstance(event, PlanEvent):
+            self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
         if isinstance(event, NoteEvent):
             logger.info("Job %s: %s", job.job_id, event.message)
@@ -360,6 +362,15 @@ class Daemon:
         else:
             self._status.update(status="completed" if job.outcome == "completed" else "idle")
         self._tell_queue()
+
+    def _steps_until(self, version: str | None) -> int:
+        """Return how many optimizer steps led to a version, over its whole lineage."""
+        known = {known_version.name: known_version.facts for known_version in self._versions.list()}
+        steps = 0
+        while version is not None and version in known:
+            facts = known.pop(version)
+            steps, version = steps + facts.steps, facts.parent
+        return steps
 
     def _version_of(self, job: Job) -> str | None:
         version = self._versions.version_of_job(job.job_id)

@@ -26,6 +26,7 @@ from monitoring.events import (
     EvaluatedEvent,
     Event,
     ExampleEvent,
+    HeartbeatEvent,
     NoteEvent,
     PhaseEvent,
     PlanEvent,
@@ -221,13 +222,20 @@ class StatusWriter:
 
     def begin_run(self, **fields: Any) -> None:
         """Forget the numbers of the run before and merge `fields` of the new one."""
+        self._steps_before = 0
         self._rates.clear()
         self._run_tokens, self._run_seconds = 0, 0.0
         self.update(**dict.fromkeys(_OF_A_RUN), **fields)
 
+    def continue_from(self, steps: int) -> None:
+        """Count this run's steps on top of those that led to the version it starts from."""
+        self._steps_before = steps
+
     def observe(self, event: Event) -> None:
         """Merge what a worker said."""
         match event:
+            case HeartbeatEvent():
+                self.update(worker_rss_bytes=event.rss_bytes)
             case PhaseEvent():
                 state = event.phase
                 self.update(
@@ -253,9 +261,10 @@ class StatusWriter:
                 self.beat()
 
     def _observe_plan(self, event: PlanEvent) -> None:
-        self._steps_before = event.start_step
         self.update(
+            batch_step=event.start_step,
             batch_total_steps=event.total_steps,
+            current_step=self._steps_before + event.start_step,
             total_steps=self._steps_before + event.total_steps,
         )
 

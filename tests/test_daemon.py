@@ -261,6 +261,14 @@ def test_a_missing_inbox_is_told_and_the_daemon_goes_on(base: Base) -> None:
     base.end(daemon)
 
 
+def test_steps_add_up_over_files(base: Base) -> None:
+    for name, steps in (("a.jsonl", 3), ("b.jsonl", 4), ("c.jsonl", 5)):
+        base.drop(name, steps=steps)
+        base.run()
+    assert (base.status.batch_step, base.status.current_step, base.status.total_steps) == (5, 12, 12)
+    assert [version.facts.parent for version in VersionStore(base.paths).list()] == [None, "v0001", "v0002"]
+
+
 # Attempts
 
 

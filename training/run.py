@@ -32,7 +32,6 @@ from monitoring.events import (
 from training import checkpoints
 from training.base_model import locate_base
 from training.callbacks import RunCallback
-from training.throughput import last_throughput
 from training.checkpoints import Checkpoint
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import TokenRows, tokenise_run
@@ -47,6 +46,7 @@ from training.model import (
     trainable_parameters,
 )
 from training.promotion import Decision, decide
+from training.throughput import last_throughput
 from training.trainer import (
     OPTIMIZER,
     PARAMETER_NAMES,
@@ -181,7 +181,8 @@ class Run:
         )
         if not len(rows["train"]):
             raise FileRefused(
-                f"no record has a trained token within {self._config.data.max_length} tokens; raise data.max_length"
+                f"no record has a trained token within {self._config.data.max_length} tokens; "
+                "raise data.max_length"
             )
         if lost := rows["train"].facts.lost_records:
             self._note(f"{lost} records have nothing trained within data.max_length and are left out")

@@ -270,7 +270,8 @@ class Runner:
             wish = beat()
             if wish is not None:
                 told, told_at = wish, told_at if told else self._clock()
-                worker.tell(wish)
+                if wish != "kill":
+                    worker.tell(wish)
             if told == "kill" or (told and self._clock() - told_at > self._config.stop_grace_seconds):
                 worker.end()
                 logger.warning("Killed the worker: it had not ended after %s", told)

@@ -251,7 +251,7 @@ class VersionStore:
         return Version(name, folder, facts, durable.sha256_file(folder / durable.MANIFEST))
 
     def _names(self) -> Sequence[str]:
-        folders = (entry.name for entry in self._paths.versions.iterdir() if entry.is_dir())
+        folders = (entry.name for entry in self._paths.versions.glob("v*") if entry.is_dir())
         return sorted((name for name in folders if VERSION_NAME.fullmatch(name)), key=_number)
 
     def _mentioned_names(self) -> Iterator[str]:

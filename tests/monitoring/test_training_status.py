@@ -148,12 +148,17 @@ def test_a_new_run_forgets_the_numbers_of_the_last(writer: StatusWriter) -> None
 
 
 def test_a_plan_gives_totals_over_the_file_and_over_all_files(writer: StatusWriter) -> None:
+    writer.continue_from(200)
     writer.observe(
-        PlanEvent(records=8, epochs=1, steps_per_epoch=50, total_steps=50, tokens_per_epoch=9, start_step=200)
+        PlanEvent(records=8, epochs=1, steps_per_epoch=50, total_steps=50, tokens_per_epoch=9, start_step=9)
     )
-    assert (writer.status.batch_total_steps, writer.status.total_steps) == (50, 250)
+    assert (writer.status.batch_step, writer.status.batch_total_steps) == (9, 50)
+    assert (writer.status.current_step, writer.status.total_steps) == (209, 250)
     writer.observe(step_event(10, 50))
     assert (writer.status.batch_step, writer.status.current_step) == (10, 210)
+    writer.begin_run()
+    writer.observe(step_event(1, 50))
+    assert writer.status.current_step == 1
 
 
 def test_speed_and_time_left_come_from_the_steps_own_seconds(writer: StatusWriter) -> None:
@@ -208,6 +213,7 @@ def test_notes_and_verdicts_are_messages(writer: StatusWriter) -> None:
     )
     assert writer.status.message == "v0002: hold, worse"
     writer.observe(HeartbeatEvent(rss_bytes=7))
+    assert writer.status.worker_rss_bytes == 7
 
 
 def test_a_command_is_acknowledged_by_final_names(paths: Paths, writer: StatusWriter) -> None:
