@@ -175,7 +175,7 @@ def remember_batches(trainer: PlannedTrainer, setting: Setting, contestant: Cont
         last[:] = [sum(batch.tokens for batch in setting.batches[-1])]
         return step(model, rows, items)
 
-    trainer.training_step = remembering
+    trainer.training_step = remembering  # type: ignore[method-assign, assignment]
     return lambda: last.pop() if last else 0
 
 
@@ -197,7 +197,7 @@ def train_bare(setting: Setting, contestant: Contestant) -> None:
                     hidden = causal.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
                     logits = causal.lm_head(hidden.flatten(0, 1)[batch.positions])
                 loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-                (loss / labels).backward()
+                (loss / labels).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, train.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()

@@ -29,7 +29,7 @@ class Answer:
     """Time of the batch it was generated in."""
 
 
-class Deadline(StoppingCriteria):
+class Deadline(StoppingCriteria):  # type: ignore[misc]
     """Ends generation at a moment of the monotonic clock; a signal could not interrupt a CUDA call."""
 
     def __init__(self, seconds: float) -> None:

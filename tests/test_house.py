@@ -30,6 +30,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
 TORCH_ROOMS = {
     *("training.worker", "training.dataset", "training.model", "training.trainer", "training.callbacks"),
+    *("training.batches", "training.adapter", "training.optimization"),
     *("training.tuning", "training.base_model"),
     *("monitoring.live_monitor", "monitoring.lora_monitor"),
     *("evaluation.generation", "evaluation.losses", "evaluation.fixed_eval", "serving.inference"),

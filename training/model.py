@@ -112,7 +112,7 @@ def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrain
         model = AutoModelForCausalLM.from_pretrained(base, **settings)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{base} cannot be loaded with {config!r}: {error}") from error
-    return model if config.load_in_4bit else model.to(device())  # type: ignore[no-any-return]
+    return model if config.load_in_4bit else model.to(device())
 
 
 def device() -> torch.device:
