@@ -70,9 +70,9 @@ class VersionStore:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._record_file = paths.models / "current.json"
+        self._record_file = paths.current_record
         self._lock = filelock.FileLock(
-            paths.status_file.parent / "versions.lock", timeout=LOCK_SECONDS, fallback_to_soft=False
+            paths.versions_lock, timeout=LOCK_SECONDS, fallback_to_soft=False
         )
 
     def list(self) -> Sequence[Version]:
