@@ -71,9 +71,7 @@ class VersionStore:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._record_file = paths.current_record
-        self._lock = filelock.FileLock(
-            paths.versions_lock, timeout=LOCK_SECONDS, fallback_to_soft=False
-        )
+        self._lock = filelock.FileLock(paths.versions_lock, timeout=LOCK_SECONDS, fallback_to_soft=False)
 
     def list(self) -> Sequence[Version]:
         """Return every version, oldest first; a folder whose manifest is damaged is logged and left out."""
