@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ EXACT_CHECKS_PER_SHAPE = 100
 """Conversations of each shape that are rendered whole and compared; later ones only when suspicious."""
 
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
-_PRIVATE_USE = re.compile("[\ue000\ue001]")
 _EXPECTED = "a conversation that the chat template renders word for word"
 _PROBE: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 
@@ -61,6 +61,14 @@ class Encoded:
         return sum(end - start for start, end in self.spans)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An `Encoded` without its tokens: how many there are, and which ranges of them are trained."""
+
+    length: int
+    spans: list[tuple[int, int]]
+
+
 @dataclass(slots=True)
 class _Shape:
     """The markup of all conversations with the same roles: one piece before each content, one after the last.
@@ -74,6 +82,18 @@ class _Shape:
     slots: list[int]
     ends: list[int]
     checks_left: int = EXACT_CHECKS_PER_SHAPE
+
+    def lay_out(self, content_lengths: Iterable[int]) -> Layout:
+        """Return where the contents come to lie when they have so many tokens."""
+        position = len(self.markup_ids[0])
+        spans = []
+        for length, markup, end in zip(content_lengths, self.markup_ids[1:], self.ends, strict=True):
+            start = position
+            position += length
+            if end:
+                spans.append((start, position + end))
+            position += len(markup)
+        return Layout(position, spans)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -185,19 +205,21 @@ class ChatTemplate:
         self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]
     ) -> list[Encoded | RecordRefused]:
         """Encode many conversations at once; a refusal stands in the place of the record it refuses."""
-        prepared: list[tuple[_Shape, list[str]] | RecordRefused] = []
-        contents: list[str] = []
-        for messages, tools in conversations:
-            try:
-                shape, texts = self._prepare(messages, tools, generation_prompt=False)
-            except RecordRefused as refusal:
-                prepared.append(refusal)
-                continue
-            prepared.append((shape, texts))
-            contents.extend(texts)
+        prepared, contents = self._prepare_batch(conversations)
         ids = iter(self._encode_contents(contents))
         return [
-            item if isinstance(item, RecordRefused) else _assemble(item[0], [next(ids) for _ in item[1]])
+            item if isinstance(item, RecordRefused) else _assemble(item, list(islice(ids, len(item.slots))))
+            for item in prepared
+        ]
+
+    def measure_messages_batch(
+        self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]
+    ) -> list[Layout | RecordRefused]:
+        """Do as `encode_messages_batch`, but only count the tokens: half the work outside the tokenizer."""
+        prepared, contents = self._prepare_batch(conversations)
+        lengths = map(len, self.tokenizer.encode_batch_fast(contents, add_special_tokens=False))
+        return [
+            item if isinstance(item, RecordRefused) else item.lay_out(islice(lengths, len(item.slots)))
             for item in prepared
         ]
 
@@ -228,6 +250,22 @@ class ChatTemplate:
         """Turn token ids into text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
+    def _prepare_batch(
+        self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]
+    ) -> tuple[list[_Shape | RecordRefused], list[str]]:
+        """Return the shape of each conversation or its refusal, and the contents of all in one list."""
+        prepared: list[_Shape | RecordRefused] = []
+        contents: list[str] = []
+        for messages, tools in conversations:
+            try:
+                shape, texts = self._prepare(messages, tools, generation_prompt=False)
+            except RecordRefused as refusal:
+                prepared.append(refusal)
+                continue
+            prepared.append(shape)
+            contents.extend(texts)
+        return prepared, contents
+
     def _encode_contents(self, contents: list[str]) -> list[list[int]]:
         return [
             encoding.ids for encoding in self.tokenizer.encode_batch_fast(contents, add_special_tokens=False)
@@ -253,29 +291,32 @@ class ChatTemplate:
                 "no tools: this chat template has none",
                 "choose a base whose template has tools",
             )
-        structured = tools is not None or any(message.keys() - {"role", "content"} for message in messages)
+        # Beside role and content a message holds nothing but tool calls, names and ids.
+        structured = tools is not None or max(map(len, messages), default=0) > 2
         if structured:
             self._refuse_control_tokens(messages, tools)
             shape = self._render_shape(messages, tools, generation_prompt)
         else:
-            key = (generation_prompt, *((message["role"], not message["content"]) for message in messages))
+            key = (generation_prompt, *[(message["role"], not message["content"]) for message in messages])
             cached = self._shapes.get(key)
             shape = cached or self._shapes.setdefault(
                 key, self._render_shape(messages, tools, generation_prompt)
             )
         texts = [messages[slot]["content"] for slot in shape.slots]
-        if shape.checks_left or any(map(self._is_suspicious, texts)):
+        if shape.checks_left or self._has_suspicious(texts):
             shape.checks_left = max(0, shape.checks_left - 1)
             texts = self._check_exact(shape, texts, messages, tools, generation_prompt)
         return shape, texts
 
-    def _is_suspicious(self, content: str) -> bool:
-        """Tell whether the template might treat this content otherwise than any other."""
-        return (
-            content[:1].isspace()
-            or content[-1:].isspace()
-            or any(constant in content for constant in self._suspicious)
-        )
+    def _has_suspicious(self, contents: list[str]) -> bool:
+        """Tell whether the template might treat one of these contents otherwise than any other."""
+        for content in contents:
+            if content[:1].isspace() or content[-1:].isspace():
+                return True
+            for constant in self._suspicious:
+                if constant in content:
+                    return True
+        return False
 
     def _check_exact(
         self,
@@ -316,9 +357,6 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: list[Any] | None, generation_prompt: bool
     ) -> _Shape:
         """Render `messages` with placeholders for contents and cut the result at them."""
-        for message in messages:
-            if _PRIVATE_USE.search(message["content"]):
-                raise _refusal("the private-use characters U+E000 or U+E001", "text without them")
         marked = [
             {**message, "content": f"\ue000{index}\ue001"} if message["content"] else message
             for index, message in enumerate(messages)

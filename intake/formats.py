@@ -120,11 +120,18 @@ def content_key(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+_DETECTIONS = [
+    (frozenset(keys), Detection(format, f"it has {describe_keys(dict.fromkeys(keys))}"))
+    for format, keys in SIGNATURES.items()
+]
+
+
 def detect_format(raw: dict[str, Any]) -> Detection:
     """Tell the format of a record from its keys; raise RecordRefused when it has those of none."""
-    for format, keys in SIGNATURES.items():
-        if all(key in raw for key in keys):
-            return Detection(format, f"it has {describe_keys(dict.fromkeys(keys))}")
+    present = raw.keys()
+    for keys, detection in _DETECTIONS:
+        if keys <= present:
+            return detection
     known = ", ".join("+".join(keys) for keys in SIGNATURES.values())
     found = describe(raw)
     raise RecordRefused(
@@ -151,8 +158,8 @@ def unused_keys(raw: dict[str, Any], format: Format) -> set[str]:
     """Return the keys of a record that are not read, those of its turns as ``messages[].weight``."""
     unused = raw.keys() - KNOWN_KEYS[format]
     for field in SIGNATURES[format]:
-        if type(raw[field]) is list:
-            unused |= {f"{field}[].{key}" for key in unused_message_keys(raw[field])}
+        if type(raw[field]) is list and (keys := unused_message_keys(raw[field])):
+            unused |= {f"{field}[].{key}" for key in keys}
     return unused
 
 

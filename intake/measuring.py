@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from chat_template import ChatTemplate, Encoded
+from chat_template import ChatTemplate, Layout
 from errors import RecordRefused
 from intake.formats import Record
 from intake.raw_records import BadRecord, RawRecord
@@ -84,29 +84,33 @@ def _measure_batch(batch: list[Candidate], template: ChatTemplate) -> list[Measu
             case Record(text=text):
                 texts.append(text)
     # All records of a file are of one kind, so one of the two is empty.
-    encoded = iter([*template.encode_messages_batch(conversations), *template.encode_text_batch(texts)])
-    return [_measure(candidate, encoded) for candidate in batch]
+    layouts = iter([*template.measure_messages_batch(conversations), *_measure_texts(texts, template)])
+    return [_measure(candidate, layouts) for candidate in batch]
 
 
-def _measure(candidate: Candidate, encoded: Iterator[Encoded | RecordRefused]) -> Measure | RecordRefused:
+def _measure_texts(texts: list[str], template: ChatTemplate) -> list[Layout]:
+    return [Layout(len(text.input_ids), text.spans) for text in template.encode_text_batch(texts)]
+
+
+def _measure(candidate: Candidate, layouts: Iterator[Layout | RecordRefused]) -> Measure | RecordRefused:
     record = candidate.record
     if record is None:
         assert candidate.problem is not None
         return candidate.problem
     if record.kind != "preference":
-        return _measure_one(next(encoded))
+        return _measure_one(next(layouts))
     answers_before = sum(message["role"] == "assistant" for message in record.prompt)
-    chosen = _measure_one(next(encoded), answers_before)
-    rejected = _measure_one(next(encoded), answers_before)
+    chosen = _measure_one(next(layouts), answers_before)
+    rejected = _measure_one(next(layouts), answers_before)
     return _worse(chosen, rejected)
 
 
-def _measure_one(encoded: Encoded | RecordRefused, answers_before: int = 0) -> Measure | RecordRefused:
-    if isinstance(encoded, RecordRefused):
-        return encoded
-    spans = encoded.spans[answers_before:]
-    length = len(encoded.input_ids)
-    return Measure(length, length, sum(end - start for start, end in spans), spans[0][0])
+def _measure_one(layout: Layout | RecordRefused, answers_before: int = 0) -> Measure | RecordRefused:
+    if isinstance(layout, RecordRefused):
+        return layout
+    spans = layout.spans[answers_before:]
+    trained = sum([end - start for start, end in spans])
+    return Measure(layout.length, layout.length, trained, spans[0][0])
 
 
 def _worse(one: Measure | RecordRefused, other: Measure | RecordRefused) -> Measure | RecordRefused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from chat_template import Message
@@ -65,33 +66,44 @@ def require_text(value: Any, field: str) -> str:
 
 def check_turns(messages: Sequence[Message], field: str) -> None:
     """Refuse a conversation whose turns cannot follow each other, or that has no answer to learn from."""
-    previous = "start"
-    is_call_open = False
-    for index, message in enumerate(messages):
-        role = message["role"]
-        problem = _WRONG_ORDER.get((previous, role)) or (_LATE_SYSTEM if role == "system" and index else None)
-        if problem is None and is_call_open and role != "tool":
-            problem = _OPEN_CALL
-        if problem is not None:
-            raise RecordRefused(f"{field}[{index}].role", *problem)
-        is_call_open = "tool_calls" in message
-        previous = role
-    if not any(message["role"] == "assistant" for message in messages):
-        remedy = "add the answer, or remove the record"
-        raise RecordRefused(field, "no assistant turn", "at least one to learn from", remedy)
+    fault = _find_fault(tuple([(message["role"], "tool_calls" in message) for message in messages]))
+    if fault is not None:
+        index, problem = fault
+        raise RecordRefused(field if index is None else f"{field}[{index}].role", *problem)
 
 
+Problem = tuple[str, str, str]
 _ASSISTANT_FIRST = ("assistant", "a user turn before it", "begin with the user's turn")
 _LATE_SYSTEM = ("system after the first turn", "system first or not at all", "move it to the front")
 _TOOL_WITHOUT_CALL = ("tool", "a tool result after the assistant's call", "add the call before it")
 _OPEN_CALL = ("no result after a tool call", "a tool turn", "add the result after the call")
-_WRONG_ORDER = {
+_NO_ANSWER = ("no assistant turn", "at least one to learn from", "add the answer, or remove the record")
+_WRONG_ORDER: dict[tuple[str, str], Problem] = {
     ("start", "assistant"): _ASSISTANT_FIRST,
     ("system", "assistant"): _ASSISTANT_FIRST,
     ("start", "tool"): _TOOL_WITHOUT_CALL,
     ("system", "tool"): _TOOL_WITHOUT_CALL,
     ("user", "tool"): _TOOL_WITHOUT_CALL,
+    ("system", "system"): _LATE_SYSTEM,
+    ("user", "system"): _LATE_SYSTEM,
+    ("assistant", "system"): _LATE_SYSTEM,
+    ("tool", "system"): _LATE_SYSTEM,
 }
+
+
+@lru_cache(maxsize=1024)
+def _find_fault(turns: tuple[tuple[str, bool], ...]) -> tuple[int | None, Problem] | None:
+    """Return the first wrong turn and what is wrong with it; `turns` are roles, and whether they call tools.
+
+    Conversations share few orders of turns, so nearly every answer comes from the cache.
+    """
+    previous, is_call_open = "start", False
+    for index, (role, calls_tools) in enumerate(turns):
+        problem = _OPEN_CALL if is_call_open and role != "tool" else _WRONG_ORDER.get((previous, role))
+        if problem is not None:
+            return index, problem
+        previous, is_call_open = role, calls_tools
+    return None if any(role == "assistant" for role, _ in turns) else (None, _NO_ANSWER)
 
 
 def answered_by(prompt: Sequence[Message], answer: list[Message], field: str) -> list[Message]:
@@ -129,7 +141,8 @@ def parse_tools(value: Any) -> list[Any] | None:
 
 def unused_message_keys(messages: Sequence[Any]) -> set[str]:
     """Return the keys of raw turns that nothing here reads."""
-    return {key for message in messages if type(message) is dict for key in message} - _KNOWN_KEYS
+    longer = [message for message in messages if type(message) is dict and len(message) > 2]
+    return {key for message in longer for key in message} - _KNOWN_KEYS
 
 
 def _is_plain(item: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
+import durable
 from errors import RecordRefused
 from intake.formats import Format, Kind
 from intake.reading import UNITS, Container
@@ -15,6 +16,7 @@ from intake.token_histogram import HistogramBin, TokenSummary
 REFUSALS_IN_TEXT = 20
 REFUSALS_IN_REPORT = 10_000
 WIDTH = 96
+INDENT = 9
 BAR_WIDTH = 48
 
 _CONTAINER_WORDS: dict[Container, str] = {
@@ -127,18 +129,15 @@ class ReportCard(Document):
         """What a record's number counts: line, element or row."""
         return UNITS[self.container] if self.container else "record"
 
+    def to_json(self) -> str:
+        """Write the report for programs, as ``report.json`` holds it."""
+        return durable.to_json(self.model_dump(mode="json")).decode("utf-8")
+
     def to_text(self) -> str:
         """Write the report for people."""
-        parts = [
-            _head(self),
-            _found(self),
-            _counts(self),
-            _tokens(self),
-            _plan(self),
-            _notes(self),
-            _refusals(self),
-        ]
-        return "\n\n".join("\n".join(part) for part in map(list, parts) if part) + "\n"
+        parts = (_head, _found, _counts, _tokens, _plan, _notes, _refusals)
+        blocks = ["\n".join(part(self)) for part in parts]
+        return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _head(card: ReportCard) -> Iterator[str]:
@@ -151,7 +150,7 @@ def _head(card: ReportCard) -> Iterator[str]:
 
 
 def _found(card: ReportCard) -> Iterator[str]:
-    what = _CONTAINER_WORDS[card.container] if card.container else "unknown"
+    what = _CONTAINER_WORDS[card.container] if card.container else "not to be read"
     yield _row("File", f"{what}, {card.size_bytes:,} bytes, sha256 {card.sha256[:16]}…")
     if card.format is not None and card.kind is not None:
         yield _row("Format", f"{card.format} ({_KIND_WORDS[card.kind]}): {card.format_reason}")
@@ -160,16 +159,16 @@ def _found(card: ReportCard) -> Iterator[str]:
 def _counts(card: ReportCard) -> Iterator[str]:
     if not card.records_total:
         return
-    yield _row("Records", f"{card.records_total:>9,}  in the file")
     share = f"{card.refused / card.records_total:.1%}, limit {card.limits.max_bad_fraction:.1%}"
+    yield _row("Records", f"{card.records_total:>9,}  in the file")
+    yield _row("", f"{card.accepted:>9,}  to train")
     for count, words in (
-        (card.accepted, "to train"),
         (card.held_out, "held out for evaluation, never trained"),
         (card.duplicates, "duplicates of an earlier record, trained once"),
         (card.dropped, f"left out: longer than {card.limits.max_length:,} tokens"),
         (card.refused, f"refused ({share})"),
     ):
-        if count or words == "to train":
+        if count:
             yield _row("", f"{count:>9,}  {words}")
 
 
@@ -177,22 +176,18 @@ def _tokens(card: ReportCard) -> Iterator[str]:
     tokens = card.tokens
     if not tokens.histogram:
         return
-    yield _row(
-        "Tokens",
-        f"{tokens.total:,} in all, {tokens.assistant:,} trained ({tokens.assistant / tokens.total:.0%}), "
-        f"loss on {'everything' if card.kind == 'text' else 'the answers alone'}",
-    )
-    yield _row(
-        "",
-        f"a record has {tokens.min:,} to {tokens.max:,}, half have at most {tokens.median:,}, "
-        f"95 % at most {tokens.p95:,}",
-    )
+    share = f"{tokens.assistant:,} ({tokens.assistant / tokens.total:.0%})"
+    trained = "all of them trained" if card.kind == "text" else f"of which {share} are the answers to learn"
+    yield _row("Tokens", f"{tokens.total:,}, {trained}")
+    spread = f"half of them up to {tokens.median:,}, 95 % up to {tokens.p95:,}"
+    yield _row("", f"a record has {tokens.min:,} to {tokens.max:,}, {spread}")
     highest = max(entry.records for entry in tokens.histogram)
+    widest = max(len(_range_of(entry)) for entry in tokens.histogram)
     for entry in tokens.histogram:
-        yield _row("", _bar(entry, highest))
-    limit = f"limit {card.limits.max_length:,} tokens (data.max_length)"
+        yield _row("", f"{_range_of(entry):>{widest}}  {_bar(entry.records / highest)} {entry.records:,}")
     longer = f"{card.over_length:,} longer, {_EXCESS_WORDS[card.limits.excess_length]}"
-    yield _row("", f"{limit}: {longer if card.over_length else 'all records are within it'}")
+    verdict = longer if card.over_length else "no record is longer"
+    yield _row("", f"limit {card.limits.max_length:,} (data.max_length): {verdict}")
 
 
 def _plan(card: ReportCard) -> Iterator[str]:
@@ -200,57 +195,49 @@ def _plan(card: ReportCard) -> Iterator[str]:
     if plan is None:
         return
     epochs = f"{plan.epochs} epochs" if plan.epochs != 1 else "1 epoch"
-    yield _row(
-        "Plan", f"{plan.total_steps:,} steps: {epochs} of {plan.steps_per_epoch:,}, {plan.rows:,} rows each"
-    )
-    time = (
-        "time not known yet"
-        if plan.estimated_seconds is None
-        else f"about {_duration(plan.estimated_seconds)}"
-    )
-    yield _row("", f"{plan.tokens_per_epoch:,} tokens an epoch, {time}")
+    steps = f"{plan.total_steps:,} steps: {epochs} of {plan.steps_per_epoch:,}"
+    seconds = plan.estimated_seconds
+    time = "time not known yet" if seconds is None else f"about {_duration(seconds)}"
+    yield _row("Plan", f"{steps}, each of {plan.rows:,} rows and {plan.tokens_per_epoch:,} tokens; {time}")
 
 
 def _notes(card: ReportCard) -> Iterator[str]:
     for index, note in enumerate(card.notes):
-        yield _row("" if index else "Notes", note)
+        label = "" if index else "Notes"
+        yield from _wrapped(label, note, INDENT)
 
 
 def _refusals(card: ReportCard) -> Iterator[str]:
     if not card.refusals:
         return
     shown = card.refusals[:REFUSALS_IN_TEXT]
-    more = f", the first {len(shown)} of them" if card.refused > len(shown) else ""
+    more = f", the first {len(shown)} of {card.refused:,}" if card.refused > len(shown) else ""
     yield f"Refused records{more}"
     for refusal in shown:
-        yield f"  {card.unit} {refusal.line:,}  {refusal.field}"
-        yield from _wrapped("found", refusal.found)
-        yield from _wrapped("expected", refusal.expected)
-        yield from _wrapped("do", refusal.remedy)
+        yield f"  {card.unit} {refusal.line:,}, {refusal.field}"
+        yield from _wrapped("      found", refusal.found, 16)
+        yield from _wrapped("      expected", refusal.expected, 16)
+        yield from _wrapped("      do", refusal.remedy, 16)
 
 
 def _row(label: str, text: str) -> str:
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=f"{label:<9}",
-        subsequent_indent=" " * 9,
-        break_on_hyphens=False,
-        drop_whitespace=bool(label),
-    )
+    return f"{label:<{INDENT}}{text}".rstrip()
 
 
-def _wrapped(label: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=f"      {label:<10}", subsequent_indent=" " * 16)
+def _wrapped(label: str, text: str, indent: int) -> list[str]:
+    first = f"{label:<{indent}}"
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent)
 
 
-def _bar(entry: HistogramBin, highest: int) -> str:
-    """Draw one bin of the histogram, to an eighth of a character."""
-    eighths = round(entry.records / highest * BAR_WIDTH * 8)
-    if entry.records:
-        eighths = max(1, eighths)
-    blocks = "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
-    return f"{f'{entry.start:,}–{entry.end - 1:,}':>15}  {blocks:<{BAR_WIDTH}} {entry.records:,}".rstrip()
+def _range_of(entry: HistogramBin) -> str:
+    last = entry.end - 1
+    return f"{entry.start:,}–{last:,}" if last > entry.start else f"{last:,}"
+
+
+def _bar(share: float) -> str:
+    """Draw a bar to an eighth of a character; what is there at all can be seen."""
+    eighths = max(round(share * BAR_WIDTH * 8), 1 if share else 0)
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
 def _duration(seconds: float) -> str:

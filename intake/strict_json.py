@@ -20,7 +20,6 @@ RECORD = "record"
 """The field of a refusal that concerns the whole record."""
 
 _INT64_LIMIT = 2.0**63
-_BEFORE_WHITE_SPACE = (b'" ', b'"\t', b'"\n', b'"\r')
 _ONE_OBJECT = 'one JSON object, for instance {"messages": [...]}'
 _NAME_IT_JSON = "a file that is one JSON array needs a name that ends in .json"
 
@@ -40,51 +39,49 @@ def parse_value(raw: bytes) -> Any:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         _explain(raw, error)
-    pairs, has_huge_number = _inspect(value)
-    if has_huge_number or pairs != _count_key_ends(raw):
+    strings, has_huge_number = _inspect(value)
+    if has_huge_number or 2 * strings != _count_quotes(raw):
         json.loads(raw, object_pairs_hook=_refuse_repeated_key, parse_int=_refuse_huge_integer)
     return value
 
 
 def _inspect(value: Any) -> tuple[int, bool]:
-    """Return the number of key-value pairs below `value`, and whether a number may have been rounded."""
-    pairs = 0
+    """Return how many strings `value` holds, keys included, and whether a number may have been rounded."""
+    strings = 1 if type(value) is str else 0
     has_huge_number = False
     level = [value] if type(value) in (dict, list) else []
     for _ in range(MAX_DEPTH):
         deeper = []
         for container in level:
             if type(container) is dict:
-                pairs += len(container)
+                strings += len(container)
                 items = container.values()
             else:
                 items = container
             for item in items:
                 kind = type(item)
-                if kind is dict or kind is list:
+                if kind is str:
+                    strings += 1
+                elif kind is dict or kind is list:
                     deeper.append(item)
                 elif kind is float and not -_INT64_LIMIT < item < _INT64_LIMIT:
                     has_huge_number = True
         if not deeper:
-            return pairs, has_huge_number
+            return strings, has_huge_number
         level = deeper
     _refuse_depth()
 
 
-def _count_key_ends(raw: bytes) -> int:
-    """Count what may end a key; -1 when white space may lie between a key and its colon.
+def _count_quotes(raw: bytes) -> int:
+    """Count the quotes around strings; where backslashes precede them perhaps too many, never too few.
 
-    Inside text it may count too much, never too little: as many ends as distinct keys prove that no key
-    is repeated. The scans take 5 µs for a kilobyte, json with a hook takes 40.
+    Two for each string that was parsed prove that no key was repeated: a repeated key would be missing from
+    what was parsed. A scan takes under a microsecond for a kilobyte, json with a hook takes 40.
     """
-    if any(ending in raw and _count_unescaped(raw, ending) for ending in _BEFORE_WHITE_SPACE):
-        return -1
-    return _count_unescaped(raw, b'":')
-
-
-def _count_unescaped(raw: bytes, ending: bytes) -> int:
-    """Count quotes with what follows them, without escaped quotes but with those after ``\\\\``."""
-    return raw.count(ending) - raw.count(b"\\" + ending) + raw.count(b"\\\\" + ending)
+    quotes = raw.count(b'"')
+    if b'\\"' in raw:
+        quotes += raw.count(b'\\\\"') - raw.count(b'\\"')
+    return quotes
 
 
 def _refuse_depth() -> NoReturn:

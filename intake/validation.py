@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from chat_template import ChatTemplate
-from config import DataConfig, RunPaths
+from config import Config, DataConfig, RunPaths, TrainConfig
 from durable import sha256_file
 from errors import FileRefused, RecordRefused
 from intake import reading
@@ -56,6 +56,12 @@ class PlanInputs:
     tokens_per_second: float | None = None
     """Speed of earlier runs with this model on this machine; None when there was none."""
 
+    @classmethod
+    def of(cls, config: TrainConfig, tokens_per_second: float | None = None) -> PlanInputs:
+        """Take what the configuration says."""
+        batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        return cls(batch, config.num_train_epochs, tokens_per_second)
+
 
 def check_file(
     path: Path,
@@ -87,6 +93,21 @@ def check_file(
         card = check.finish(path, name, plan)
         files.publish(card)
     return card
+
+
+def preview_file(
+    path: Path, config: Config, template: ChatTemplate, on_progress: Progress | None = None
+) -> ReportCard:
+    """Judge a file as a run would, without a run: nothing is written."""
+    return check_file(
+        path,
+        config.data,
+        template,
+        seed=config.train.seed,
+        name=path.name,
+        plan=PlanInputs.of(config.train),
+        on_progress=on_progress,
+    )
 
 
 class _Check:

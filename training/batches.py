@@ -94,8 +94,12 @@ class Batch:
         if device.type == "cpu":
             return self
         return Batch(
-            *(self.input_ids.to(device), None if self.position_ids is None else self.position_ids.to(device)),
-            *(self.positions.to(device), self.targets.to(device), self.counts, self.tokens),
+            input_ids=self.input_ids.to(device),
+            position_ids=None if self.position_ids is None else self.position_ids.to(device),
+            positions=self.positions.to(device),
+            targets=self.targets.to(device),
+            counts=self.counts,
+            tokens=self.tokens,
         )
 
 
@@ -121,7 +125,9 @@ def collate(rows: Sequence[Row], *, packed: bool, pad_token_id: int) -> Batch:
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=position_ids,
-        positions=torch.from_numpy(np.concatenate([at + start for at, start in zip(trained, starts, strict=True)])),
+        positions=torch.from_numpy(
+            np.concatenate([at + start for at, start in zip(trained, starts, strict=True)])
+        ),
         targets=torch.from_numpy(
             np.concatenate([sequence[1:][at] for sequence, at in zip(labels, trained, strict=True)])
         ),
@@ -135,5 +141,3 @@ def in_length_order(lengths: NDArray[np.int32], size: int) -> Iterator[list[int]
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), size):
         yield [int(record) for record in order[first : first + size]]
-
-

@@ -93,6 +93,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._steps: frozenset[int] = frozenset()
         self._step_started = 0.0
         self._seconds = 0.0
+        # Of this process, without its first step, which allocates what the others reuse.
+        self._is_warm = False
+        self._busy_seconds = 0.0
+        self._busy_tokens = 0
         self._eval_loss: float | None = None
         self._train_loss: float | None = None
         self._window_sum = 0.0
@@ -125,6 +129,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         numbers = self._trainer.last_step
         assert numbers is not None
         self.tokens += numbers.tokens
+        if self._is_warm:
+            self._busy_tokens += numbers.tokens
+            self._busy_seconds += self._seconds
+        self._is_warm = True
         self._window_sum += numbers.loss * numbers.weight
         self._window_weight += numbers.weight
         self._eval_loss = self._train_loss = None
@@ -150,7 +158,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def _report_step(self, state: TrainerState, learning_rate: float) -> None:
         numbers = self._trainer.last_step
         assert numbers is not None
-        self._log.write(state, {"loss": numbers.loss, "lr": learning_rate, "tokens": self.tokens})
+        line = {"loss": numbers.loss, "lr": learning_rate, "total_tokens": self.tokens}
+        if self._busy_seconds:
+            line["throughput"] = round(self._busy_tokens / self._busy_seconds, 2)
+        self._log.write(state, line)
         self._link.emit(
             StepEvent(
                 step=state.global_step,
@@ -222,8 +233,5 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         is_best = best is not None and best.facts.step == facts.step
         logger.info("Saved checkpoint step=%d eval_loss=%s", facts.step, facts.eval_loss)
         self._link.emit(
-            CheckpointEvent(
-                step=facts.step, path=str(folder), eval_loss=facts.eval_loss, is_best=is_best
-            )
+            CheckpointEvent(step=facts.step, path=str(folder), eval_loss=facts.eval_loss, is_best=is_best)
         )
-

@@ -172,7 +172,9 @@ def _encode(records: Sequence[Record], template: ChatTemplate) -> list[list[Piec
         encoded = template.encode_messages_batch([(record.messages, record.tools) for record in records])
         return [[_piece(record, one)] for record, one in zip(records, encoded, strict=True)]
     answers = [(record, answer) for record in records for answer in (record.chosen, record.rejected)]
-    encoded = template.encode_messages_batch([([*record.prompt, *answer], None) for record, answer in answers])
+    encoded = template.encode_messages_batch(
+        [([*record.prompt, *answer], None) for record, answer in answers]
+    )
     pieces = [
         _only_answer(_piece(record, one), template.encode_prompt(record.prompt))
         for (record, _), one in zip(answers, encoded, strict=True)
@@ -182,7 +184,9 @@ def _encode(records: Sequence[Record], template: ChatTemplate) -> list[list[Piec
 
 def _piece(record: Record, encoded: Encoded | RecordRefused) -> Piece:
     if isinstance(encoded, RecordRefused):
-        raise JobFailed("data", f"line {record.line} was accepted but cannot be tokenised: {encoded}") from encoded
+        raise JobFailed(
+            "data", f"line {record.line} was accepted but cannot be tokenised: {encoded}"
+        ) from encoded
     return encoded.input_ids, encoded.labels
 
 
@@ -226,7 +230,8 @@ def prove_labels(record: Record, sequences: Sequence[Piece], template: ChatTempl
         heard = [_letters(template.decode(turn)) for turn in turns]
         if heard != [_letters(text) for text in spoken]:
             raise JobFailed(
-                "data", f"line {record.line}: trained tokens decode to {heard!r}, the assistant said {spoken!r}"
+                "data",
+                f"line {record.line}: trained tokens decode to {heard!r}, the assistant said {spoken!r}",
             )
         if any(turn[-1] not in template.stop_token_ids for turn in turns):
             raise JobFailed("data", f"line {record.line}: the end of an answer would not be trained")

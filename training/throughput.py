@@ -1,0 +1,35 @@
+"""How fast runs with this model were on this machine, read from what they logged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import orjson
+import yaml
+
+from config import ModelConfig, Paths, RunPaths
+
+TAIL_BYTES = 4096
+
+
+def last_throughput(paths: Paths, config: ModelConfig) -> float | None:
+    """Return the useful tokens a second of the newest run with this model; None when there was none."""
+    for run in map(RunPaths, sorted(paths.runs.glob("*-*"), reverse=True)):
+        if run.trainer_log.is_file() and run.config_file.is_file():
+            model = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))["model"]
+            if model == config.model_dump(mode="json"):
+                speed = _last_value(run.trainer_log)
+                if speed is not None:
+                    return speed
+    return None
+
+
+def _last_value(log: Path) -> float | None:
+    with open(log, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines[1:] if len(lines) > 1 else lines):
+        if (speed := orjson.loads(line).get("throughput")) is not None:
+            return float(speed)
+    return None
