@@ -48,7 +48,7 @@ SETTINGS = {
     "monitoring": {"status_seconds": 0.5},
 }
 PHASES = {
-    "idle": "Waiting until the file stands still",
+    "idle": "Waiting for the file to settle",
     "starting": "Starting the worker",
     "validating": "Checking every record",
     "loading": "Loading the base model",
@@ -181,8 +181,8 @@ def train(paths: Paths) -> None:
 def watch(daemon: subprocess.Popen[bytes], paths: Paths) -> None:
     """Show a bar for each phase and the latest answer to a held-out prompt, until the daemon ends."""
     progress = Progress(
-        TextColumn("{task.description:36}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description:30}"),
+        BarColumn(bar_width=12),
         TextColumn("{task.fields[numbers]}"),
         TimeElapsedColumn(),
     )
@@ -223,12 +223,12 @@ def finish(progress: Progress, task: TaskID) -> None:
 
 def training_numbers(status: TrainingStatus) -> str:
     """Return step, loss and time left in one line."""
-    parts = [f"step {status.batch_step}/{status.batch_total_steps}"]
+    parts = [f"{status.batch_step}/{status.batch_total_steps}"]
     if status.loss is not None:
         parts.append(f"loss {status.loss:.3f}")
     if status.eta_seconds is not None:
         parts.append(f"{status.eta_seconds:.0f} s left")
-    return " · ".join(parts)
+    return ", ".join(parts)
 
 
 def latest_example(status: TrainingStatus) -> list[Panel]:
