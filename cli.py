@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +86,7 @@ def check(
     from chat_template import ChatTemplate
     from intake.validation import PlanInputs, check_file
     from training.base_model import locate_base
+    from training.throughput import last_throughput
 
     paths, config = _open(base, settings)
     if not file.is_file():
@@ -114,11 +116,13 @@ def status(
         return
     if not watch:
         console.print(_status_table(paths))
-        return
-    with Live(_status_table(paths), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(WATCH_SECONDS)
-            live.update(_status_table(paths), refresh=True)
+    elif console.is_terminal:
+        with Live(_status_table(paths), console=console, auto_refresh=False) as live:
+            for table in _status_tables(paths):
+                live.update(table, refresh=True)
+    else:
+        for table in _status_tables(paths):
+            console.print(table)
 
 
 @app.command()
@@ -311,6 +315,13 @@ def _status_table(paths: Paths) -> Table:
         if value is not None:
             table.add_row(name, Text(value))
     return table
+
+
+def _status_tables(paths: Paths) -> Iterator[Table]:
+    """Yield the status again and again, until the person interrupts."""
+    while True:
+        yield _status_table(paths)
+        time.sleep(WATCH_SECONDS)
 
 
 def _of(done: int | None, total: int | None) -> str | None:
