@@ -252,8 +252,11 @@ class ChatTemplate:
         return Prepared(shapes, contents)
 
     def count_tokens(self, contents: list[str]) -> list[int]:
-        """Return how many tokens each content becomes."""
-        return list(map(len, self.tokenizer.encode_batch_fast(contents, add_special_tokens=False)))
+        """Return how many tokens each content becomes; what occurs often is tokenised once."""
+        different = list(dict.fromkeys(contents))
+        encodings = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
+        lengths = dict(zip(different, map(len, encodings), strict=True))
+        return [lengths[content] for content in contents]
 
     def encode_prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
         """Encode a conversation up to the point where the assistant speaks next.
