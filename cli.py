@@ -156,24 +156,26 @@ def versions(base: Base = HERE) -> None:
 
     paths, _ = _open(base, None)
     store = VersionStore(paths)
-    current = store.current()
-    table = Table("", "version", "parent", "file", "records", "steps", "held-out loss", "verdict")
-    for version in store.list():
+    current, known = store.current(), store.list()
+    table = Table("", "version", "parent", "file", "steps", "held-out loss", "verdict")
+    for version in known:
         facts = version.facts
         table.add_row(
             "*" if current is not None and version.name == current.name else "",
             version.name,
             facts.parent or "base",
             Text(facts.input_name),
-            str(facts.records.train),
             str(facts.steps),
             f"{_number(facts.held_out.before_loss)} → {_number(facts.held_out.after_loss)}",
-            Text(f"{facts.decision}: {facts.decision_reason}"),
+            facts.decision,
         )
-    if table.row_count:
-        console.print(table)
-    else:
+    if not known:
         console.print("No versions yet: drop a file into inbox/ and run the daemon.")
+        return
+    console.print(table)
+    for version in known:
+        if version.facts.decision == "hold":
+            console.print(f"{version.name} was held: {version.facts.decision_reason}", markup=False)
 
 
 @app.command()
