@@ -101,7 +101,10 @@ class Generator:
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         deadline = Deadline(seconds)
         start = time.monotonic()
-        with torch.no_grad():
+        # As in training, so that a model in training and its version give the same answers.
+        is_bf16 = self._model.dtype == torch.bfloat16
+        precision = torch.autocast(self._model.device.type, torch.bfloat16, enabled=is_bf16)
+        with torch.no_grad(), precision:
             output = self._model.generate(
                 input_ids=ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),

@@ -99,7 +99,7 @@ def test_config_yaml_comments_every_key() -> None:
     assert [line for line in lines if re.match(r"\s+\w+:", line) and "#" not in line] == []
 
 
-@pytest.mark.parametrize("key", config_keys())
+@pytest.mark.parametrize("key", list(config_keys()))
 def test_every_key_has_a_test_that_it_changes_something(key: str) -> None:
     marker = re.compile(r"config_key\(([^)]*)\)")
     named = {

@@ -21,7 +21,7 @@ from intake.validation import PlanInputs, check_file
 from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEvent, PlanEvent, ReportEvent
 from training import checkpoints
 from training.adapter import adapter_weights, load_adapter, set_adapter_weights
-from training.base_model import locate_base
+from training.base_model import prepare_base
 from training.callbacks import RunCallback
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import TokenRows, tokenise_run
@@ -80,7 +80,7 @@ class Run:
 
     def _make_version(self) -> Version:
         set_threads(self._config.train)
-        base = locate_base(self._paths, self._config.model)
+        base = prepare_base(self._paths, self._config.model.base)
         template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
         self._validate(template)
         rows, held_out = self._tokenise(template, hash_tokenizer(base, self._config.model))
