@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +86,7 @@ def check(
     from chat_template import ChatTemplate
     from intake.validation import PlanInputs, check_file
     from training.base_model import locate_base
+    from training.throughput import last_throughput
 
     paths, config = _open(base, settings)
     if not file.is_file():
@@ -114,11 +116,13 @@ def status(
         return
     if not watch:
         console.print(_status_table(paths))
-        return
-    with Live(_status_table(paths), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(WATCH_SECONDS)
-            live.update(_status_table(paths), refresh=True)
+    elif console.is_terminal:
+        with Live(_status_table(paths), console=console, auto_refresh=False) as live:
+            for table in _status_tables(paths):
+                live.update(table, refresh=True)
+    else:
+        for table in _status_tables(paths):
+            console.print(table)
 
 
 @app.command()
@@ -152,24 +156,26 @@ def versions(base: Base = HERE) -> None:
 
     paths, _ = _open(base, None)
     store = VersionStore(paths)
-    current = store.current()
-    table = Table("", "version", "parent", "file", "records", "steps", "held-out loss", "verdict")
-    for version in store.list():
+    current, known = store.current(), store.list()
+    table = Table("", "version", "parent", "file", "steps", "held-out loss", "verdict")
+    for version in known:
         facts = version.facts
         table.add_row(
             "*" if current is not None and version.name == current.name else "",
             version.name,
             facts.parent or "base",
             Text(facts.input_name),
-            str(facts.records.train),
             str(facts.steps),
             f"{_number(facts.held_out.before_loss)} → {_number(facts.held_out.after_loss)}",
-            Text(f"{facts.decision}: {facts.decision_reason}"),
+            facts.decision,
         )
-    if table.row_count:
-        console.print(table)
-    else:
+    if not known:
         console.print("No versions yet: drop a file into inbox/ and run the daemon.")
+        return
+    console.print(table)
+    for version in known:
+        if version.facts.decision == "hold":
+            console.print(f"{version.name} was held: {version.facts.decision_reason}", markup=False)
 
 
 @app.command()
@@ -311,6 +317,13 @@ def _status_table(paths: Paths) -> Table:
         if value is not None:
             table.add_row(name, Text(value))
     return table
+
+
+def _status_tables(paths: Paths) -> Iterator[Table]:
+    """Yield the status again and again, until the person interrupts."""
+    while True:
+        yield _status_table(paths)
+        time.sleep(WATCH_SECONDS)
 
 
 def _of(done: int | None, total: int | None) -> str | None:

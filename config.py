@@ -440,6 +440,15 @@ class Paths:
         return self.models / "current"
 
     @property
+    def current_record(self) -> Path:
+        """What was chosen to be current, why, and by whom."""
+        return self.models / "current.json"
+
+    @property
+    def versions_lock(self) -> Path:
+        return self.base / "status" / "versions.lock"
+
+    @property
     def runs(self) -> Path:
         return self.models / "runs"
 

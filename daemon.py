@@ -11,27 +11,26 @@ import argparse
 import contextlib
 import itertools
 import logging
-import logging.handlers
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-import filelock
-
 import durable
-from config import Config, LoggingConfig, Paths, load_config
-from errors import AlreadyRunning, EnvironmentNotReady, TrainboxError, UsageError
+from config import Config, Paths, load_config
+from errors import TrainboxError, UsageError
 from intake.inbox import Inbox
 from intake.watch import Bell, Watch
-from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, now
+from monitoring.daemon_lock import only_daemon
+from monitoring.daemon_log import start_logging
+from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, now
 from monitoring.systemd import Notifier
-from monitoring.training_status import ControlStatus, QueueStatus, Status, StatusWriter
+from monitoring.training_status import QueueStatus, StatusWriter
 from training.claims import Claims, SetAside
-from training.control import Control, Request
+from training.control import Control
 from training.filing import file_away
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
@@ -129,8 +128,10 @@ class Daemon:
 
     def loop(self) -> None:
         """Obey control, claim settled files, run the next job; rest when there is nothing to do."""
-        while not self._is_ending():
+        while True:
             self._beat()
+            if self._is_ending():
+                return
             job = self._next_job()
             if job is not None:
                 self._run_job(job)
@@ -145,7 +146,7 @@ class Daemon:
         self._notifier.send("STOPPING=1")
         self._watch.stop()
         self._runner.release()
-        self._acknowledge()
+        self._status.acknowledge()
         self._tell_rest()
         self._status.update(state="stopped")
         logger.info("Stopped")
@@ -173,12 +174,12 @@ class Daemon:
         was_paused = self._control.pause is not None
         for request in self._control.look():
             logger.info("Received .%s (reason: %s)", request.command, request.reason or "none given")
-            self._receive(request)
+            self._status.receive(request.command, request.reason, request.received_at)
             if request.command == "pause" and self._running is None:
                 self._runner.release()
-                self._acknowledge()
+                self._status.acknowledge()
             elif request.command == "resume":
-                self._acknowledge(message=None if was_paused else "nothing to resume")
+                self._status.acknowledge(message=None if was_paused else "nothing to resume")
             elif request.command == "skip":
                 self._skip()
             elif request.command == "stop":
@@ -186,7 +187,7 @@ class Daemon:
         if self._signals and not self._is_stop_asked:
             self._is_stop_asked = True
             logger.info("Received a signal to stop")
-            self._receive(Request("stop", "signal", now()))
+            self._status.receive("stop", "signal", now())
 
     def _skip(self) -> None:
         """Have the running worker give up its file; without one, give up the job that was interrupted."""
@@ -196,24 +197,9 @@ class Daemon:
         elif interrupted is not None:
             skipped = OutcomeEvent(outcome="skipped", message="skipped while it was interrupted")
             self._queue.save(ended(interrupted, skipped))
-            self._acknowledge(step=interrupted.step)
+            self._status.acknowledge(step=interrupted.step)
         else:
-            self._acknowledge(message="nothing to skip")
-
-    def _receive(self, request: Request) -> None:
-        control = ControlStatus(
-            command=request.command, reason=request.reason, received_at=request.received_at
-        )
-        status: dict[str, Status] = {"skip": "skipping", "stop": "stopping"}
-        fields = {"status": status[request.command]} if request.command in status and self._running else {}
-        self._status.update(control=control, **fields)
-
-    def _acknowledge(self, step: int | None = None, message: str | None = None) -> None:
-        """Say that the last command has been carried out, if it is still open."""
-        control = self._status.status.control
-        if control is not None and control.applied_at is None:
-            applied = {"applied_at": now(), "step": step, "message": message}
-            self._status.update(control=control.model_copy(update=applied))
+            self._status.acknowledge(message="nothing to skip")
 
     # The beat, several times a second while a job runs
 
@@ -262,12 +248,9 @@ class Daemon:
     # One job
 
     def _next_job(self) -> Job | None:
-        if self._is_ending():
+        if self._retry_at is not None and self._clock() < self._retry_at:
             return None
-        if self._retry_at is not None:
-            if self._clock() < self._retry_at:
-                return None
-            self._retry_at = None
+        self._retry_at = None
         head = next(iter(self._queue.ordered()), None)
         is_held = head is not None and head.outcome is None and self._control.pause is not None
         return None if is_held else head
@@ -279,14 +262,20 @@ class Daemon:
                 job = self._train(job)
             if job.outcome is not None:
                 self._file(job)
-        except (OSError, EnvironmentNotReady) as error:
+        except (OSError, TrainboxError) as error:
             self._wait(self._queue.latest(job), str(error))
         except Exception as error:
-            logger.exception("Job %s failed in the daemon", job.job_id)
-            failure = OutcomeEvent(outcome="failed", kind="daemon", message=repr(error))
-            self._file(self._queue.save(ended(self._queue.latest(job), failure)))
+            logger.exception("Job %s met an error nobody foresaw", job.job_id)
+            self._wait(self._after_surprise(self._queue.latest(job), error), repr(error))
         finally:
             self._running = None
+            self._is_skip_asked = False
+
+    @staticmethod
+    def _after_surprise(job: Job, error: Exception) -> Job:
+        """Return a job as failed, unless it had ended before: then only its filing is tried again."""
+        failure = OutcomeEvent(outcome="failed", kind="daemon", message=repr(error))
+        return job if job.outcome is not None else ended(job, failure)
 
     def _train(self, job: Job) -> Job:
         """Run a worker on `job`; return it with its outcome, or without one when it is queued again."""
@@ -315,6 +304,8 @@ class Daemon:
             durable.append_line(self._store.run(job).events, line)
         except OSError as error:
             logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        if isinstance(event, PlanEvent):
+            self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
         if isinstance(event, NoteEvent):
             logger.info("Job %s: %s", job.job_id, event.message)
@@ -334,10 +325,8 @@ class Daemon:
             logger.warning("Job %s will be resumed after attempt %d", job.job_id, job.attempts)
             self._tell_crash(concluded_job)
         is_too_late = self._is_skip_asked and concluded_job.outcome != "skipped"
-        self._is_skip_asked = False
-        self._running = None
         message = f"too late: the job was {outcome.outcome}" if is_too_late else None
-        self._acknowledge(step=concluded_job.step, message=message)
+        self._status.acknowledge(step=concluded_job.step, message=message)
         return concluded_job
 
     def _wait(self, job: Job, reason: str) -> None:
@@ -360,6 +349,15 @@ class Daemon:
         else:
             self._status.update(status="completed" if job.outcome == "completed" else "idle")
         self._tell_queue()
+
+    def _steps_until(self, version: str | None) -> int:
+        """Return how many optimizer steps led to a version, over its whole lineage."""
+        known = {known_version.name: known_version.facts for known_version in self._versions.list()}
+        steps = 0
+        while version is not None and version in known:
+            facts = known.pop(version)
+            steps, version = steps + facts.steps, facts.parent
+        return steps
 
     def _version_of(self, job: Job) -> str | None:
         version = self._versions.version_of_job(job.job_id)
@@ -406,47 +404,6 @@ class Daemon:
             trouble=self._inbox.trouble or self._claim_trouble,
         )
         self._status.update(queue=queue, batch_queue_size=len(waiting))
-
-
-@contextlib.contextmanager
-def only_daemon(paths: Paths) -> Iterator[None]:
-    """Hold the lock of a base folder; raise AlreadyRunning with the pid of the daemon that has it."""
-    lock = filelock.FileLock(paths.daemon_lock, blocking=False, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        pid = paths.daemon_lock.read_text(encoding="ascii").strip() or "unknown"
-        raise AlreadyRunning(
-            f"{paths.base}: a daemon with pid {pid} runs here; end it first, for instance with: trainbox stop"
-        ) from error
-    try:
-        _write_in_place(paths.daemon_lock, f"{os.getpid()}\n")
-        yield
-        _write_in_place(paths.daemon_lock, "")
-    finally:
-        lock.release()
-
-
-def _write_in_place(path: Path, text: str) -> None:
-    """Change a file's content and keep its inode, which is what the lock is on."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
-
-
-def start_logging(paths: Paths, config: LoggingConfig) -> None:
-    """Log to logs/daemon.log, rotated by size, and to standard error."""
-    handlers: list[logging.Handler] = [
-        logging.handlers.RotatingFileHandler(
-            paths.log_file, maxBytes=config.max_bytes, backupCount=config.backups, encoding="utf-8"
-        ),
-        logging.StreamHandler(),
-    ]
-    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=config.level, format=line, handlers=handlers, force=True)
 
 
 def run(

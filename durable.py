@@ -228,8 +228,9 @@ def remove_tree(folder: Path) -> None:
 
     It disappears under its own name first, so that a crash never leaves half of it to be read.
     """
-    doomed = folder.with_name(f".{folder.name.lstrip('.')}{PARTIAL_SUFFIX}")
-    if doomed != folder:
+    doomed = folder
+    if not folder.name.endswith(PARTIAL_SUFFIX):
+        doomed = folder.with_name(f".{folder.name}.removed{PARTIAL_SUFFIX}")
         if doomed.exists():
             shutil.rmtree(doomed)
         os.rename(folder, doomed)

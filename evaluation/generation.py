@@ -29,7 +29,7 @@ class Answer:
     """Time of the batch it was generated in."""
 
 
-class Deadline(StoppingCriteria):
+class Deadline(StoppingCriteria):  # type: ignore[misc]
     """Ends generation at a moment of the monotonic clock; a signal could not interrupt a CUDA call."""
 
     def __init__(self, seconds: float) -> None:
@@ -101,7 +101,10 @@ class Generator:
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         deadline = Deadline(seconds)
         start = time.monotonic()
-        with torch.no_grad():
+        # As in training, so that a model in training and its version give the same answers.
+        is_bf16 = self._model.dtype == torch.bfloat16
+        precision = torch.autocast(self._model.device.type, torch.bfloat16, enabled=is_bf16)
+        with torch.no_grad(), precision:
             output = self._model.generate(
                 input_ids=ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ SETTINGS = {
     "monitoring": {"status_seconds": 0.5},
 }
 PHASES = {
-    "idle": "Waiting until the file stands still",
+    "idle": "Waiting for the file to settle",
     "starting": "Starting the worker",
     "validating": "Checking every record",
     "loading": "Loading the base model",
@@ -171,7 +172,7 @@ def train(paths: Paths) -> None:
             console.print("Saving a checkpoint …")
             daemon.send_signal(signal.SIGTERM)
             daemon.wait()
-            console.print(f"Go on from there with: [bold]trainbox run --base {shown(paths.base)}[/]")
+            console.print(f"Go on from there with: [bold]{trainbox()} run --base {shown(paths.base)}[/]")
             raise
     if daemon.returncode != 0:
         raise DemoFailed(failure_of(paths))
@@ -180,8 +181,8 @@ def train(paths: Paths) -> None:
 def watch(daemon: subprocess.Popen[bytes], paths: Paths) -> None:
     """Show a bar for each phase and the latest answer to a held-out prompt, until the daemon ends."""
     progress = Progress(
-        TextColumn("{task.description:36}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description:30}"),
+        BarColumn(bar_width=12),
         TextColumn("{task.fields[numbers]}"),
         TimeElapsedColumn(),
     )
@@ -196,6 +197,7 @@ def watch(daemon: subprocess.Popen[bytes], paths: Paths) -> None:
         for task in progress.tasks:
             finish(progress, task.id)
         live.update(progress)
+    console.print()
 
 
 def show_phase(progress: Progress, tasks: dict[str, TaskID], status: TrainingStatus) -> None:
@@ -221,12 +223,12 @@ def finish(progress: Progress, task: TaskID) -> None:
 
 def training_numbers(status: TrainingStatus) -> str:
     """Return step, loss and time left in one line."""
-    parts = [f"step {status.batch_step}/{status.batch_total_steps}"]
+    parts = [f"{status.batch_step}/{status.batch_total_steps}"]
     if status.loss is not None:
         parts.append(f"loss {status.loss:.3f}")
     if status.eta_seconds is not None:
         parts.append(f"{status.eta_seconds:.0f} s left")
-    return " · ".join(parts)
+    return ", ".join(parts)
 
 
 def latest_example(status: TrainingStatus) -> list[Panel]:
@@ -253,7 +255,11 @@ def examine(paths: Paths, version: Version) -> tuple[Exam, Exam]:
         template = ChatTemplate.load(folder, config.model.chat_template_kwargs)
         model: Any = load_base(folder, config.model, choose_precision(config.model))
         before = sit_exam(model, template, config)
-        return before, sit_exam(PeftModel.from_pretrained(model, version.folder), template, config)
+        with warnings.catch_warnings():
+            # PEFT reads an attribute that transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(model, version.folder)
+        return before, sit_exam(model, template, config)
 
 
 def sit_exam(model: Any, template: ChatTemplate, config: Config) -> Exam:
@@ -299,29 +305,39 @@ def held_out() -> list[list[Message]]:
 def show(paths: Paths, version: Version, before: Exam, after: Exam) -> None:
     """Print some answers, the numbers, where the version lies and what to type next."""
     conversations = held_out()
-    for number in range(SHOWN_EXAMPLES):
-        system, question, right = conversations[number]
+    for number in of_different_kinds(conversations):
+        _, question, right = conversations[number]
         table = Table.grid(padding=(0, 2))
+        table.add_row("asked", Text(question["content"], "bold"))
         table.add_row("before", Text(shorten(before.answers[number]), "yellow"))
         is_right = read_answer(after.answers[number]) == read_answer(right["content"])
         table.add_row("after", Text(after.answers[number], "green" if is_right else "red"))
-        console.print(Panel(table, title=Text(question["content"], "bold"), title_align="left"))
+        console.print(Panel(table))
     numbers = Table("on 48 held-out tickets", "before", "after")
     numbers.add_row("valid JSON", f"{before.valid:.0%}", f"[bold green]{after.valid:.0%}")
     numbers.add_row("exact match", f"{before.exact:.0%}", f"[bold green]{after.exact:.0%}")
     numbers.add_row("held-out loss", f"{before.loss:.3f}", f"[bold green]{after.loss:.3f}")
     console.print(numbers)
-    base, trainbox = shown(paths.base), f"{shown(Path(sys.executable).parent)}/trainbox"
+    system = conversations[0][0]["content"]
+    base = shown(paths.base)
     console.print(f"\nVersion [bold]{version.name}[/] lies in [bold]{shown(version.folder)}/[/]")
     console.print(Text(f"{version.facts.decision}: {version.facts.decision_reason}\n", "dim"))
     console.print("What to type next:")
     prompt = "My drill has not come, order Q1234. Please hurry."
     for command in (
-        f'{trainbox} generate --base {base} --system "{system["content"]}" --prompt "{prompt}"',
-        f"{trainbox} versions --base {base}",
-        f"cp YOUR_FILE.jsonl {base}/inbox/ && {trainbox} run --base {base}",
+        f'{trainbox()} generate --base {base} --system "{system}" --prompt "{prompt}"',
+        f"{trainbox()} versions --base {base}",
+        f"cp YOUR_FILE.jsonl {base}/inbox/ && {trainbox()} run --base {base}",
     ):
         console.print(Text(f"  {command}", "bold"), soft_wrap=True)
+
+
+def of_different_kinds(conversations: list[list[Message]]) -> list[int]:
+    """Return the numbers of a few conversations whose tickets are about different problems."""
+    first: dict[str, int] = {}
+    for number, messages in enumerate(conversations):
+        first.setdefault(json.loads(messages[-1]["content"])["problem"], number)
+    return list(first.values())[:SHOWN_EXAMPLES]
 
 
 def failure_of(paths: Paths) -> str:
@@ -343,6 +359,11 @@ def shorten(text: str, limit: int = 160) -> str:
     """Return `text` in one line of at most `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def trainbox() -> str:
+    """Return the `trainbox` command of this installation as a person here would type it."""
+    return f"{shown(Path(sys.executable).parent)}/trainbox"
 
 
 def shown(path: Path) -> str:

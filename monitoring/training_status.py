@@ -26,6 +26,7 @@ from monitoring.events import (
     EvaluatedEvent,
     Event,
     ExampleEvent,
+    HeartbeatEvent,
     NoteEvent,
     PhaseEvent,
     PlanEvent,
@@ -190,6 +191,7 @@ class StatusWriter:
         self._run_seconds = 0.0
         self._steps_before = 0
         self.status = TrainingStatus(status_seconds=interval_seconds, **fields)
+        """The document as it is now; what is on disk may be `interval_seconds` older."""
 
     def update(self, **fields: Any) -> None:
         """Merge `fields` into the document; what is not named keeps its value."""
@@ -221,13 +223,33 @@ class StatusWriter:
 
     def begin_run(self, **fields: Any) -> None:
         """Forget the numbers of the run before and merge `fields` of the new one."""
+        self._steps_before = 0
         self._rates.clear()
         self._run_tokens, self._run_seconds = 0, 0.0
         self.update(**dict.fromkeys(_OF_A_RUN), **fields)
 
+    def receive(self, command: str, reason: str | None, received_at: datetime) -> None:
+        """Show a command of a person that is about to be carried out."""
+        control = ControlStatus(command=command, reason=reason, received_at=received_at)
+        status = _STATUS_WHILE.get(command) if self.status.status == "training" else None
+        self.update(control=control, status=status or self.status.status)
+
+    def acknowledge(self, step: int | None = None, message: str | None = None) -> None:
+        """Say that the last command has been carried out, if it is still open."""
+        control = self.status.control
+        if control is not None and control.applied_at is None:
+            applied = {"applied_at": now(), "step": step, "message": message}
+            self.update(control=control.model_copy(update=applied))
+
+    def continue_from(self, steps: int) -> None:
+        """Count this run's steps on top of those that led to the version it starts from."""
+        self._steps_before = steps
+
     def observe(self, event: Event) -> None:
         """Merge what a worker said."""
         match event:
+            case HeartbeatEvent():
+                self.update(worker_rss_bytes=event.rss_bytes)
             case PhaseEvent():
                 state = event.phase
                 self.update(
@@ -253,9 +275,10 @@ class StatusWriter:
                 self.beat()
 
     def _observe_plan(self, event: PlanEvent) -> None:
-        self._steps_before = event.start_step
         self.update(
+            batch_step=event.start_step,
             batch_total_steps=event.total_steps,
+            current_step=self._steps_before + event.start_step,
             total_steps=self._steps_before + event.total_steps,
         )
 
@@ -310,6 +333,7 @@ class StatusWriter:
         )
 
 
+_STATUS_WHILE: dict[str, Status] = {"skip": "skipping", "stop": "stopping"}
 _OF_A_RUN = (
     *("phase_done", "phase_total", "phase_unit", "eta_seconds", "batch_step", "batch_total_steps"),
     *("epoch", "loss", "learning_rate", "validation_loss", "val_train_gap", "tokens_per_sec"),

@@ -107,8 +107,15 @@ class StubWorker:
 
     def _train(self, job: Job, run: RunPaths, script: Script, attempt: int) -> None:
         done = max((int(path.name.split("-")[1]) for path in run.folder.glob("checkpoint-*")), default=0)
+        parent = VersionStore(self._paths).current()
         plan = PlanEvent(
-            records=8, epochs=1, steps_per_epoch=script.steps, total_steps=script.steps, tokens_per_epoch=80
+            records=8,
+            epochs=1,
+            steps_per_epoch=script.steps,
+            total_steps=script.steps,
+            tokens_per_epoch=80,
+            start_step=done,
+            parent=parent.name if parent is not None else None,
         )
         self._events.emit(plan)
         self._events.emit(PhaseEvent(phase="training"))

@@ -261,6 +261,14 @@ def test_a_missing_inbox_is_told_and_the_daemon_goes_on(base: Base) -> None:
     base.end(daemon)
 
 
+def test_steps_add_up_over_files(base: Base) -> None:
+    for name, steps in (("a.jsonl", 3), ("b.jsonl", 4), ("c.jsonl", 5)):
+        base.drop(name, steps=steps)
+        base.run()
+    assert (base.status.batch_step, base.status.current_step, base.status.total_steps) == (5, 12, 12)
+    assert [version.facts.parent for version in VersionStore(base.paths).list()] == [None, "v0001", "v0002"]
+
+
 # Attempts
 
 
@@ -333,6 +341,49 @@ def test_a_published_job_is_completed_even_if_its_worker_died_of_it(base: Base) 
     base.run()
     assert (base.job().outcome, base.job().version) == ("completed", "v0001")
     assert base.paths.current.resolve().name == "v0001"
+
+
+def test_an_inbox_that_vanishes_under_a_job_costs_it_nothing(base: Base) -> None:
+    base.drop(steps=40, step_seconds=0.02)
+    daemon = base.start()
+    wait_until(lambda: base.is_at_step(3))
+    base.paths.inbox.rename(base.paths.base / "unmounted")
+    wait_until(lambda: base.is_in("waiting"))
+    assert "make it again or mount it" in base.status.message
+    assert (base.job().outcome, base.job().state) == ("completed", "running")
+    (base.paths.base / "unmounted").rename(base.paths.inbox)
+    wait_until(lambda: base.files("done") == {"a.jsonl"})
+    assert (base.job().outcome, base.job().version, base.job().attempts) == ("completed", "v0001", 1)
+    base.end(daemon)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
+def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let us mount a tmpfs")
+    try:
+        base = Base(folder)
+        base.drop().write_text(json.dumps({"stub": {}, "filler": "x" * 300_000}) + "\n", encoding="utf-8")
+        ballast = folder / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        daemon = base.start()
+        log = iter(lambda: daemon.stderr.readline().decode(), "")  # type: ignore[union-attr]
+        assert any("cannot take inbox/a.jsonl" in line and "No space left" in line for line in log)
+        assert daemon.poll() is None
+        ballast.unlink()
+        wait_until(lambda: base.files("done") == {"a.jsonl"})
+        assert (base.job().outcome, base.job().attempts) == ("completed", 1)
+        base.end(daemon)
+    finally:
+        for process in base.started:
+            process.kill()
+            process.wait()
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 # Control
@@ -454,14 +505,21 @@ def test_a_signal_in_training_saves_and_the_next_start_goes_on_from_the_exact_st
 
 
 @pytest.mark.parametrize("is_paused", [True, False])
-def test_a_signal_ends_a_daemon_without_a_job_at_once(base: Base, is_paused: bool) -> None:
+@pytest.mark.parametrize("by_file", [True, False])
+def test_a_daemon_without_a_job_ends_at_once(base: Base, is_paused: bool, by_file: bool) -> None:
     if is_paused:
         base.command("pause")
     daemon = base.start("inbox.poll_seconds=60")
     wait_until(lambda: base.is_in("paused" if is_paused else "idle"))
     started_at = time.monotonic()
-    base.end(daemon)
+    if by_file:
+        base.command("stop")
+    else:
+        daemon.send_signal(signal.SIGTERM)
+    base.ended(daemon)
     assert time.monotonic() - started_at < 5
+    assert base.acknowledged("stop")
+    assert base.paths.control("pause").exists() == is_paused
 
 
 def test_a_second_signal_means_now(base: Base) -> None:

@@ -30,8 +30,6 @@ def test_a_missing_model_comes_with_its_remedy(tmp_path: Path) -> None:
 
 def test_a_wrong_key_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("trian:\n  seed: 1\n")
-    with pytest.raises(doctor.ConfigError):
-        doctor.load_config(tmp_path)
     config = next(finding for finding in doctor.examine(tmp_path) if finding.name == "config")
     assert config.level == "problem"
     assert "trian" in config.found

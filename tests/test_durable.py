@@ -158,6 +158,15 @@ def test_removing_a_tree_leaves_what_its_links_point_to(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["precious"]
 
 
+def test_removing_a_tree_spares_a_staging_folder_of_its_name(tmp_path: Path) -> None:
+    for name in ("v0001", ".v0001.partial"):
+        (tmp_path / name).mkdir()
+    durable.remove_tree(tmp_path / "v0001")
+    assert os.listdir(tmp_path) == [".v0001.partial"]
+    durable.remove_tree(tmp_path / ".v0001.partial")
+    assert os.listdir(tmp_path) == []
+
+
 @given(st.lists(st.binary(max_size=200).filter(lambda line: b"\n" not in line), max_size=20))
 def test_appended_lines_read_back(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("log") / "log"

@@ -30,6 +30,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
 TORCH_ROOMS = {
     *("training.worker", "training.dataset", "training.model", "training.trainer", "training.callbacks"),
+    *("training.batches", "training.adapter", "training.optimization"),
     *("training.tuning", "training.base_model"),
     *("monitoring.live_monitor", "monitoring.lora_monitor"),
     *("evaluation.generation", "evaluation.losses", "evaluation.fixed_eval", "serving.inference"),
@@ -98,7 +99,7 @@ def test_config_yaml_comments_every_key() -> None:
     assert [line for line in lines if re.match(r"\s+\w+:", line) and "#" not in line] == []
 
 
-@pytest.mark.parametrize("key", config_keys())
+@pytest.mark.parametrize("key", list(config_keys()))
 def test_every_key_has_a_test_that_it_changes_something(key: str) -> None:
     marker = re.compile(r"config_key\(([^)]*)\)")
     named = {

@@ -94,8 +94,12 @@ class Batch:
         if device.type == "cpu":
             return self
         return Batch(
-            *(self.input_ids.to(device), None if self.position_ids is None else self.position_ids.to(device)),
-            *(self.positions.to(device), self.targets.to(device), self.counts, self.tokens),
+            input_ids=self.input_ids.to(device),
+            position_ids=None if self.position_ids is None else self.position_ids.to(device),
+            positions=self.positions.to(device),
+            targets=self.targets.to(device),
+            counts=self.counts,
+            tokens=self.tokens,
         )
 
 

@@ -23,7 +23,7 @@ from chat_template import ChatTemplate
 from config import Config, ModelConfig, Paths, TrainConfig
 from errors import ConfigError, EnvironmentNotReady, IntegrityError
 from evaluation.generation import Generator
-from training.base_model import locate_base
+from training.base_model import base_sha256, locate_base
 from training.versions import Version, VersionStore
 
 logger = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ def load_learner(
     overrides the configured one, for a run that goes on. Raises IntegrityError when `parent` was trained
     on other base weights.
     """
-    base_sha256 = hash_base(base)
-    if parent is not None and parent.facts.base_sha256 != base_sha256:
+    found = base_sha256(base)
+    if parent is not None and parent.facts.base_sha256 != found:
         raise IntegrityError(
             f"{parent.name} was trained on base weights {parent.facts.base_sha256[:12]}…, found "
-            f"{base_sha256[:12]}… in {base}; set model.base to {parent.facts.base_model!r}, or roll back to a "
+            f"{found[:12]}… in {base}; set model.base to {parent.facts.base_model!r}, or roll back to a "
             "version of this base"
         )
     precision = precision or choose_precision(config.model)
@@ -77,14 +77,14 @@ def load_learner(
             adapter.lora_dropout = config.train.lora_dropout
             adapted = PeftModel.from_pretrained(model, str(parent.folder), is_trainable=True, config=adapter)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    return Learner(adapted, tokenizer, base, base_sha256, precision, notes)
+    return Learner(adapted, tokenizer, base, found, precision, notes)
 
 
 def load_generator(paths: Paths, config: Config, which: str) -> Generator:
     """Load a version (``current``, ``v0003``, a number) or the ``base`` model, ready to answer."""
     version = None if which == "base" else VersionStore(paths).get(which)
     base = locate_base(paths, config.model)
-    if version is not None and version.facts.base_sha256 != hash_base(base):
+    if version is not None and version.facts.base_sha256 != base_sha256(base):
         raise IntegrityError(
             f"{version.name} was trained on other base weights than those in {base}; set model.base to "
             f"{version.facts.base_model!r}"
@@ -112,7 +112,7 @@ def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrain
         model = AutoModelForCausalLM.from_pretrained(base, **settings)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{base} cannot be loaded with {config!r}: {error}") from error
-    return model if config.load_in_4bit else model.to(device())  # type: ignore[no-any-return]
+    return model if config.load_in_4bit else model.to(device())
 
 
 def device() -> torch.device:
@@ -151,24 +151,6 @@ def _multiplications(dtype: torch.dtype) -> float:
         left @ right
         done += 1
     return done * 2 * rows * inner * columns / elapsed if elapsed else 0.0
-
-
-def hash_base(base: Path) -> str:
-    """Return one sha256 over the configuration and all weight files of a base model.
-
-    Hashes that a manifest in the folder already holds are not computed again.
-    """
-    known: dict[str, Any] = {}
-    if (base / durable.MANIFEST).is_file():
-        known = durable.read_manifest(base)["files"]
-    digest = hashlib.sha256()
-    weights = sorted([*base.glob("*.safetensors"), *base.glob("*.bin")])
-    if not weights:
-        raise ConfigError(f"{base}: found no weights, expected *.safetensors; choose another model.base")
-    for path in [base / "config.json", *weights]:
-        sha256 = known[path.name]["sha256"] if path.name in known else durable.sha256_file(path)
-        digest.update(f"{path.name} {sha256}\n".encode())
-    return digest.hexdigest()
 
 
 def hash_tokenizer(base: Path, config: ModelConfig) -> str:
@@ -212,8 +194,7 @@ def _differences(adapter: PeftConfig, config: TrainConfig, name: str) -> list[st
 def _four_bits() -> transformers.BitsAndBytesConfig:
     if not torch.cuda.is_available():
         raise EnvironmentNotReady(
-            "model.load_in_4bit: found no CUDA device, expected one; set model.load_in_4bit to false, or wait "
-            "for the GPU"
+            "model.load_in_4bit: found no CUDA device, expected one; set it to false, or wait for the GPU"
         )
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,

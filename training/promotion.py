@@ -50,12 +50,12 @@ def decide(before: Sequence[float], after: Sequence[float], config: PromotionCon
     if not np.isfinite(old).all():
         return Decision("promote", "held-out loss is finite, and was not before")
     difference = float(np.mean(new - old))
-    interval = _interval_of_mean(new - old, config.confidence, seed)
+    low, high = interval = _interval_of_mean(new - old, config.confidence, seed)
     numbers = (
-        f"held-out loss {old.mean():.4f} → {new.mean():.4f} on {len(new)} records, difference "
-        f"{difference:+.4f} ({100 * config.confidence:g} % interval {interval[0]:+.4f} to {interval[1]:+.4f})"
+        f"held-out loss {old.mean():.4f} → {new.mean():.4f} on {len(new)} records "
+        f"({difference:+.4f}, {100 * config.confidence:g} % interval {low:+.4f} to {high:+.4f})"
     )
-    if interval[0] > config.tolerance:
+    if low > config.tolerance:
         reason = f"{numbers}: significantly worse than the tolerated {config.tolerance:+.4f}"
         return Decision("hold", reason, difference, interval)
     return Decision("promote", numbers, difference, interval)

@@ -18,22 +18,11 @@ from errors import FileRefused, JobFailed
 from evaluation.generation import Generator
 from intake.report import ReportCard
 from intake.validation import PlanInputs, check_file
-from monitoring.events import (
-    NoteEvent,
-    Outcome,
-    OutcomeEvent,
-    Phase,
-    PhaseEvent,
-    PlanEvent,
-    PublishedEvent,
-    ReportEvent,
-    now,
-)
+from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEvent, PlanEvent, ReportEvent
 from training import checkpoints
-from training.base_model import locate_base
+from training.adapter import adapter_weights, load_adapter, set_adapter_weights
+from training.base_model import prepare_base
 from training.callbacks import RunCallback
-from training.throughput import last_throughput
-from training.checkpoints import Checkpoint
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import TokenRows, tokenise_run
 from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
@@ -46,28 +35,15 @@ from training.model import (
     set_threads,
     trainable_parameters,
 )
-from training.promotion import Decision, decide
-from training.trainer import (
-    OPTIMIZER,
-    PARAMETER_NAMES,
-    PlannedTrainer,
-    RecordLosses,
-    adapter_weights,
-    build_trainer,
-    load_adapter,
-    set_adapter_weights,
-)
-from training.versions import HeldOutResult, RecordCounts, Version, VersionFacts, VersionStore
+from training.promotion import decide
+from training.publication import TRAINING_STATE, Publication, Result, published_event
+from training.throughput import last_throughput
+from training.trainer import PlannedTrainer, build_trainer
+from training.versions import Version, VersionStore
 
 logger = logging.getLogger(__name__)
 
 OUTCOMES: dict[Command, Outcome] = {"pause": "paused", "stop": "stopped", "skip": "skipped"}
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
-)
-TRAINING_STATE = "training_state"
 
 
 @dataclass(frozen=True)
@@ -76,16 +52,6 @@ class Start:
 
     parent: str | None
     precision: Precision
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was learned and how it compares."""
-
-    candidate: Checkpoint
-    before: RecordLosses | None
-    after: RecordLosses | None
-    decision: Decision
 
 
 class Run:
@@ -114,21 +80,33 @@ class Run:
 
     def _make_version(self) -> Version:
         set_threads(self._config.train)
-        base = locate_base(self._paths, self._config.model)
+        base = prepare_base(self._paths, self._config.model.base)
         template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
-        report = self._validate(template)
+        self._validate(template)
         rows, held_out = self._tokenise(template, hash_tokenizer(base, self._config.model))
         self._phase("loading")
         learner, parent = self._load(base)
         trainer, callback = self._prepare(learner, parent, template, rows, held_out)
         initial = adapter_weights(learner.model)
-        self._train(trainer, callback, rows)
+        self._train(trainer, callback)
         result = self._evaluate(trainer, initial, held_out)
-        return self._publish(result, learner, parent, report, rows)
+        self._phase("publishing")
+        publication = Publication(
+            job=self._job,
+            config=self._config,
+            learner=learner,
+            parent=parent,
+            train_records=rows.facts.records,
+            steps=self._step(),
+            result=result,
+        )
+        version = publication.publish(self._versions)
+        self._link.emit(published_event(version))
+        return version
 
     # --- validate
 
-    def _validate(self, template: ChatTemplate) -> ReportCard:
+    def _validate(self, template: ChatTemplate) -> None:
         self._phase("validating")
         if not self._folder.report.exists():
             self._check(template)
@@ -145,7 +123,6 @@ class Run:
         if not report.usable:
             raise FileRefused(report.reason or "the file cannot be used")
         keep_held_out(self._paths, self._job.job_id)
-        return report
 
     def _check(self, template: ChatTemplate) -> None:
         """Judge every record of the file; what is written is whole once the report is there."""
@@ -181,7 +158,8 @@ class Run:
         )
         if not len(rows["train"]):
             raise FileRefused(
-                f"no record has a trained token within {self._config.data.max_length} tokens; raise data.max_length"
+                f"no record has a trained token within {self._config.data.max_length} tokens; "
+                "raise data.max_length"
             )
         if lost := rows["train"].facts.lost_records:
             self._note(f"{lost} records have nothing trained within data.max_length and are left out")
@@ -201,9 +179,9 @@ class Run:
             parent = self._versions.current()
         if parent is not None:
             self._versions.verify(parent)
-        learner = load_learner(base, self._config, parent, start and start.precision)
+        learner = load_learner(base, self._config, parent, None if start is None else start.precision)
         if start is None:
-            document = {"parent": parent and parent.name, "precision": learner.precision}
+            document = {"parent": None if parent is None else parent.name, "precision": learner.precision}
             durable.write_json(start_file, {"schema_version": 1, **document})
         for note in learner.notes:
             self._note(note)
@@ -244,7 +222,7 @@ class Run:
                 total_steps=steps_per_epoch * self._config.train.num_train_epochs,
                 tokens_per_epoch=rows.facts.tokens,
                 start_step=self._step(),
-                parent=parent and parent.name,
+                parent=None if parent is None else parent.name,
                 trainable_parameters=trainable_parameters(learner.model),
             )
         )
@@ -252,11 +230,11 @@ class Run:
 
     # --- train
 
-    def _train(self, trainer: PlannedTrainer, callback: RunCallback, rows: TokenRows) -> None:
+    def _train(self, trainer: PlannedTrainer, callback: RunCallback) -> None:
         """Do the steps that are left; raise Interrupted when a command ended them early."""
         checkpoints.remove_torn(self._folder.folder)
         start = checkpoints.newest(checkpoints.list_checkpoints(self._folder.folder))
-        callback.attach(trainer, start and start.facts)
+        callback.attach(trainer, None if start is None else start.facts)
         self._phase("training")
         total = trainer.steps_per_epoch * self._config.train.num_train_epochs
         owes_evaluation = (
@@ -294,63 +272,6 @@ class Run:
             before.per_record, after.per_record, self._config.promotion, self._config.train.seed
         )
         return Result(candidate, before, after, decision)
-
-    # --- publish
-
-    def _publish(
-        self, result: Result, learner: Learner, parent: Version | None, report: ReportCard, rows: TokenRows
-    ) -> Version:
-        self._phase("publishing")
-        staging = self._versions.stage()
-        for name in ADAPTER_FILES:
-            durable.copy_file(result.candidate.folder / name, staging / name)
-        for name in TOKENIZER_FILES:
-            if (learner.base / name).is_file():
-                durable.copy_file(learner.base / name, staging / name)
-        durable.make_folder(staging / TRAINING_STATE)
-        for name in (OPTIMIZER, PARAMETER_NAMES):
-            durable.copy_file(result.candidate.folder / name, staging / TRAINING_STATE / name)
-        version = self._versions.publish(staging, self._facts(result, learner, parent, report, rows))
-        self._link.emit(
-            PublishedEvent(
-                version=version.name,
-                decision=result.decision.decide,
-                reason=result.decision.reason,
-                before_loss=result.before and result.before.mean,
-                after_loss=result.after and result.after.mean,
-            )
-        )
-        return version
-
-    def _facts(
-        self, result: Result, learner: Learner, parent: Version | None, report: ReportCard, rows: TokenRows
-    ) -> VersionFacts:
-        best = result.candidate.facts
-        return VersionFacts(
-            parent=parent and parent.name,
-            job_id=self._job.job_id,
-            input_name=self._job.name,
-            input_sha256=self._job.sha256,
-            base_model=str(learner.base),
-            base_sha256=learner.base_sha256,
-            created_at=now(),
-            config=self._config.model_dump(mode="json"),
-            records=RecordCounts(train=rows.facts.records, held_out=report.held_out),
-            steps=self._step(),
-            epochs=self._config.train.num_train_epochs,
-            tokens=best.tokens,
-            train_loss=best.train_loss,
-            held_out=HeldOutResult(
-                records=report.held_out,
-                before_loss=result.before and result.before.mean,
-                after_loss=result.after and result.after.mean,
-                mean_difference=result.decision.mean_difference,
-                interval=result.decision.interval,
-            ),
-            decision=result.decision.decide,
-            decision_reason=result.decision.reason,
-            best_checkpoint=best.step,
-        )
 
     # --- telling
 

@@ -215,7 +215,7 @@ class Runner:
     def release(self) -> None:
         """End the worker that is kept ready."""
         if self._standby is not None:
-            self._standby.end(EXIT_SECONDS)
+            self._standby.end()
             self._standby = None
 
     def run(
@@ -270,7 +270,8 @@ class Runner:
             wish = beat()
             if wish is not None:
                 told, told_at = wish, told_at if told else self._clock()
-                worker.tell(wish)
+                if wish != "kill":
+                    worker.tell(wish)
             if told == "kill" or (told and self._clock() - told_at > self._config.stop_grace_seconds):
                 worker.end()
                 logger.warning("Killed the worker: it had not ended after %s", told)

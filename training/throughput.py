@@ -15,7 +15,7 @@ TAIL_BYTES = 4096
 
 def last_throughput(paths: Paths, config: ModelConfig) -> float | None:
     """Return the useful tokens a second of the newest run with this model; None when there was none."""
-    for run in map(RunPaths, sorted(paths.runs.iterdir(), reverse=True)):
+    for run in map(RunPaths, sorted(paths.runs.glob("*-*"), reverse=True)):
         if run.trainer_log.is_file() and run.config_file.is_file():
             model = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))["model"]
             if model == config.model_dump(mode="json"):

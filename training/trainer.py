@@ -9,7 +9,6 @@ it reaches a weight or a file.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import load_peft_weights, set_peft_model_state_dict
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,18 +27,23 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.utils import use_adapter
 
-from config import Config, TrainConfig
+from config import Config
 from errors import ConfigError, JobFailed
 from evaluation.losses import target_log_probs
+from training.adapter import leave_widening_to_autocast, nonsense_in
 from training.batches import Batch, Row, StepPlan, collate, in_length_order
 from training.daemon_link import Interrupted
 from training.dataset import TokenRows
 from training.model import Learner
+from training.optimization import (
+    carry_moments,
+    learning_rate_factor,
+    parameter_names,
+    write_parameter_names,
+)
 
 logger = logging.getLogger(__name__)
 
-PARAMETER_NAMES = "parameter_names.json"
-OPTIMIZER = "optimizer.pt"
 REFERENCE = "ref"
 """Name under which TRL keeps a frozen copy of the adapter that DPO compares with."""
 
@@ -90,6 +93,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     A subclass says what a batch loses; training and evaluation are the same for all of them.
     """
 
+    control: Any
+    lr_scheduler: Any
+    optimizer: Any
+
     def setup(
         self,
         config: Config,
@@ -114,6 +121,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.last_step: StepNumbers | None = None
         self.train_dataset = rows.dataset
         self.remove_callback(PrinterCallback)
+        if self.args.bf16:
+            leave_widening_to_autocast(self.model)
 
     def losses(self, batch: Batch) -> Losses:
         """Return what each record of `batch` loses."""
@@ -128,7 +137,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         each = target_log_probs(
             self.model, batch.input_ids, batch.positions, batch.targets, batch.position_ids
         )
-        return torch.stack([part.sum() for part in each.split(batch.counts)])
+        return torch.stack([part.sum() for part in torch.split(each, batch.counts)])
 
     # --- one step
 
@@ -198,15 +207,16 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         norm = super()._get_grad_norm(model, grad_norm)
         step_loss, weight, tokens = self._pending
         # One transfer for both numbers: each would wait for the GPU by itself.
+        loss: float
         loss, norm = torch.stack([step_loss, torch.as_tensor(norm, device=step_loss.device)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise JobFailed(
                 "nan",
-                f"step {self.state.global_step + 1}: loss {loss}, gradient norm {norm}, expected finite numbers; "
-                "lower train.learning_rate, or look for damaged records; the last checkpoint stands",
+                f"step {self.state.global_step + 1}: loss {loss}, gradient norm {norm}, expected finite "
+                "numbers; lower train.learning_rate, or look for damaged records; the last checkpoint stands",
             )
         self.last_step = StepNumbers(loss, norm, weight, tokens)
-        return norm
+        return self.last_step.grad_norm
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Count nothing: transformers would look for one padded batch in `inputs`."""
@@ -217,12 +227,12 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """Create the optimizer; carry the moments of the version before into a new one."""
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        optimizer: Optimizer = super().create_optimizer(model)
         if is_new and self.moments is not None:
-            _carry_moments(optimizer, parameter_names(self.model, optimizer), self.moments)
+            carry_moments(optimizer, parameter_names(self.model, optimizer), self.moments)
         return optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the learning-rate schedule of this run; it does not know of earlier files."""
         if self.lr_scheduler is None:
             train = self.config.train
@@ -276,16 +286,12 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint of finite numbers; raise JobFailed before the first byte otherwise."""
-        bad = [name for name, weight in self.model.named_parameters() if _is_trained_to_nonsense(weight)]
-        if bad:
-            raise JobFailed(
-                "nan", f"step {self.state.global_step}: {bad[0]} holds numbers that are not finite"
-            )
+        if (name := nonsense_in(self.model)) is not None:
+            raise JobFailed("nan", f"step {self.state.global_step}: {name} holds numbers that are not finite")
         # Past TRL's own, which would write a model card into the run folder.
         Trainer._save_checkpoint(self, model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        names = parameter_names(self.model, self.optimizer)
-        (folder / PARAMETER_NAMES).write_text(json.dumps({"optim": self.config.train.optim, "names": names}))
+        write_parameter_names(folder, parameter_names(self.model, self.optimizer))
 
 
 class ChatTrainer(PlannedTrainer, SFTTrainer):  # type: ignore[misc]
@@ -389,73 +395,6 @@ def _arguments(learner: Learner, folder: Path, config: Config) -> dict[str, Any]
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
     }
-
-
-def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return a copy of the trained weights, on the CPU."""
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def set_adapter_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Put back what `adapter_weights` returned."""
-    with torch.no_grad():
-        for name, weight in weights.items():
-            model.get_parameter(name).copy_(weight)
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """Replace the trained weights by those of a checkpoint or version."""
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-
-
-def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Return the share of the peak learning rate at `step`, counted from 0.
-
-    The warm-up rises to the peak and never starts at 0, so that every step of a small file learns; the
-    last step has ``min_lr_ratio`` unless the schedule is constant.
-    """
-    warmup = math.ceil(config.warmup_ratio * total_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
-    floor = config.min_lr_ratio
-    match config.lr_scheduler_type:
-        case "constant":
-            return 1.0
-        case "linear":
-            return 1 - (1 - floor) * progress
-        case "cosine":
-            return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def parameter_names(model: Any, optimizer: Any) -> list[str]:
-    """Return the names of the optimizer's parameters in the order of its state."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _carry_moments(optimizer: Optimizer, names: Sequence[str], folder: Path) -> None:
-    """Start `optimizer` with the moments stored in `folder`; its learning rate stays its own."""
-    stored = json.loads((folder / PARAMETER_NAMES).read_text())
-    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)["state"]
-    by_name = {name: state[index] for index, name in enumerate(stored["names"]) if index in state}
-    current = optimizer.state_dict()
-    try:
-        current["state"] = {index: by_name[name] for index, name in enumerate(names)}
-    except KeyError as error:
-        raise ConfigError(
-            f"train.optimizer_state: found no moments of {error} in {folder}, expected those of every adapter "
-            "weight; set it to 'reset'"
-        ) from error
-    optimizer.load_state_dict(current)
-
-
-def _is_trained_to_nonsense(parameter: torch.Tensor) -> bool:
-    return parameter.requires_grad and not bool(torch.isfinite(parameter).all())
 
 
 def _too_large(rows: Sequence[Row]) -> str:

@@ -99,8 +99,9 @@ A LoRA adapter, made by trainbox on {facts.created_at:%Y-%m-%d %H:%M} UTC.
 | Held-out loss after | {_loss(facts.held_out.after_loss)} |
 | Decision | {facts.decision}: {_cell(facts.decision_reason)} |
 
-Losses are nats per assistant token; both held-out losses are of the same {facts.held_out.records} records.
-Everything else, with the sha256 of each file, is in `manifest.json`.
+Losses are nats per assistant token; the held-out ones are of the same {facts.held_out.records} records.
+The losses above count every token alike, those of the decision every record alike.
+All facts, and the sha256 of each file, are in `manifest.json`.
 
 ## Use it
 

@@ -70,10 +70,8 @@ class VersionStore:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._record_file = paths.models / "current.json"
-        self._lock = filelock.FileLock(
-            paths.status_file.parent / "versions.lock", timeout=LOCK_SECONDS, fallback_to_soft=False
-        )
+        self._record_file = paths.current_record
+        self._lock = filelock.FileLock(paths.versions_lock, timeout=LOCK_SECONDS, fallback_to_soft=False)
 
     def list(self) -> Sequence[Version]:
         """Return every version, oldest first; a folder whose manifest is damaged is logged and left out."""
@@ -251,7 +249,7 @@ class VersionStore:
         return Version(name, folder, facts, durable.sha256_file(folder / durable.MANIFEST))
 
     def _names(self) -> Sequence[str]:
-        folders = (entry.name for entry in self._paths.versions.iterdir() if entry.is_dir())
+        folders = (entry.name for entry in self._paths.versions.glob("v*") if entry.is_dir())
         return sorted((name for name in folders if VERSION_NAME.fullmatch(name)), key=_number)
 
     def _mentioned_names(self) -> Iterator[str]:

@@ -79,7 +79,7 @@ def test_the_training_bar_tells_step_loss_and_time_left() -> None:
     status = TrainingStatus(
         state="training", batch_step=3, batch_total_steps=96, loss=1.2345, eta_seconds=61.7
     )
-    assert demo.training_numbers(status) == "step 3/96 · loss 1.234 · 62 s left"
+    assert demo.training_numbers(status) == "3/96, loss 1.234, 62 s left"
 
 
 def test_the_latest_answer_is_shown_as_text_and_not_as_markup(output: io.StringIO) -> None:

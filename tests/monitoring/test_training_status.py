@@ -31,7 +31,6 @@ from monitoring.events import (
 )
 from monitoring.training_status import (
     RECENT_EXAMPLES,
-    ControlStatus,
     StatusWriter,
     TrainingStatus,
     read_status,
@@ -148,12 +147,17 @@ def test_a_new_run_forgets_the_numbers_of_the_last(writer: StatusWriter) -> None
 
 
 def test_a_plan_gives_totals_over_the_file_and_over_all_files(writer: StatusWriter) -> None:
+    writer.continue_from(200)
     writer.observe(
-        PlanEvent(records=8, epochs=1, steps_per_epoch=50, total_steps=50, tokens_per_epoch=9, start_step=200)
+        PlanEvent(records=8, epochs=1, steps_per_epoch=50, total_steps=50, tokens_per_epoch=9, start_step=9)
     )
-    assert (writer.status.batch_total_steps, writer.status.total_steps) == (50, 250)
+    assert (writer.status.batch_step, writer.status.batch_total_steps) == (9, 50)
+    assert (writer.status.current_step, writer.status.total_steps) == (209, 250)
     writer.observe(step_event(10, 50))
     assert (writer.status.batch_step, writer.status.current_step) == (10, 210)
+    writer.begin_run()
+    writer.observe(step_event(1, 50))
+    assert writer.status.current_step == 1
 
 
 def test_speed_and_time_left_come_from_the_steps_own_seconds(writer: StatusWriter) -> None:
@@ -208,13 +212,28 @@ def test_notes_and_verdicts_are_messages(writer: StatusWriter) -> None:
     )
     assert writer.status.message == "v0002: hold, worse"
     writer.observe(HeartbeatEvent(rss_bytes=7))
+    assert writer.status.worker_rss_bytes == 7
 
 
-def test_a_command_is_acknowledged_by_final_names(paths: Paths, writer: StatusWriter) -> None:
-    writer.update(control=ControlStatus(command="pause", reason="r", received_at=now(), step=7))
+def test_a_command_is_acknowledged_once_by_final_names(paths: Paths, writer: StatusWriter) -> None:
+    writer.acknowledge(step=3)
+    assert on_disk(paths)["control"] is None
+    writer.receive("pause", "gaming", now())
+    writer.acknowledge(step=7)
+    writer.acknowledge(step=8, message="twice")
     control = on_disk(paths)["control"]
     assert isinstance(control, dict)
-    assert {"command", "reason", "received_at", "applied_at", "step"} <= set(control)
+    assert (control["command"], control["reason"], control["step"]) == ("pause", "gaming", 7)
+    assert control["received_at"] <= control["applied_at"]
+
+
+def test_a_stop_or_skip_shows_only_where_something_runs(writer: StatusWriter) -> None:
+    writer.receive("skip", None, now())
+    assert writer.status.status == "idle"
+    for command, status in (("skip", "skipping"), ("stop", "stopping")):
+        writer.update(status="training")
+        writer.receive(command, None, now())
+        assert writer.status.status == status
 
 
 GOLDEN_FIELDS = {

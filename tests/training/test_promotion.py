@@ -38,7 +38,7 @@ def test_a_clearly_worse_candidate_is_held_with_the_numbers() -> None:
     before = noisy(1.0, 50)
     decision = decide(before, [loss + 0.1 for loss in before], DEFAULTS, seed=0)
     assert decision.decide == "hold"
-    assert "difference +0.1000 (95 % interval +0.1000 to +0.1000)" in decision.reason
+    assert "(+0.1000, 95 % interval +0.1000 to +0.1000)" in decision.reason
     assert "significantly worse than the tolerated +0.0200" in decision.reason
 
 

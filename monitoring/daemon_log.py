@@ -1,0 +1,35 @@
+"""logs/daemon.log: rotated by size, and safe to look at in a terminal whatever a file is called."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+
+from config import LoggingConfig, Paths
+
+LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class PrintableFormatter(logging.Formatter):
+    """Escapes what could move a cursor or forge a line: names, reasons and a worker's words are data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).split("\n")
+        return "\n    ".join("".join(map(_printable, line)) for line in lines)
+
+
+def start_logging(paths: Paths, config: LoggingConfig) -> None:
+    """Log to logs/daemon.log and to standard error."""
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(
+            paths.log_file, maxBytes=config.max_bytes, backupCount=config.backups, encoding="utf-8"
+        ),
+        logging.StreamHandler(),
+    ]
+    for handler in handlers:
+        handler.setFormatter(PrintableFormatter(LINE))
+    logging.basicConfig(level=config.level, handlers=handlers, force=True)
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]

@@ -1,0 +1,241 @@
+"""The command line as a person uses it: real commands on a real base folder, trained by the real daemon."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from config import Paths
+
+ROOT = Path(__file__).parent.parent
+RECORDS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"ticket {number}: the {colour} printer"},
+            {"role": "assistant", "content": f'{{"colour": "{colour}"}}'},
+        ]
+    }
+    for number in range(12)
+    for colour in ("red", "green", "blue")
+]
+SETTINGS = """
+model:
+  base: {model}
+  precision: float32
+inbox:
+  settle_seconds: 0.2
+  poll_seconds: 0.1
+data:
+  held_out_fraction: 0.2
+train:
+  learning_rate: 1e-2
+  threads: 1
+monitoring:
+  status_seconds: 0.2
+"""
+
+
+def trainbox(base: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    command = [sys.executable, "-m", "cli", arguments[0], "--base", str(base), *arguments[1:]]
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def make_base(folder: Path, model: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(SETTINGS.format(model=model))
+    (folder / "inbox").mkdir()
+    return folder
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def running_daemon(base: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the daemon for the length of a test."""
+    daemon = subprocess.Popen([sys.executable, "-m", "cli", "run", "--base", str(base)], cwd=ROOT)
+    try:
+        wait_until(lambda: trainbox(base, "status", "--json").returncode == 0)
+        yield daemon
+    finally:
+        if daemon.poll() is None:
+            daemon.send_signal(signal.SIGTERM)
+        daemon.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def lineage(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A base folder with two versions, made by `trainbox run --until-idle` from two dropped files."""
+    base = make_base(tmp_path_factory.mktemp("cli") / "base", tiny_model)
+    write_records(base / "inbox" / "first.jsonl", RECORDS[:24])
+    write_records(base / "inbox" / "second.jsonl", RECORDS[12:])
+    finished = trainbox(base, "run", "--until-idle")
+    assert finished.returncode == 0, finished.stderr
+    return base
+
+
+def test_versions_shows_the_lineage_and_the_verdicts(lineage: Path) -> None:
+    shown = trainbox(lineage, "versions").stdout
+    rows = [line for line in shown.splitlines() if "v000" in line]
+    assert len(rows) == 2
+    assert "base" in rows[0]
+    assert "first.jsonl" in rows[0]
+    assert "v0001" in rows[1]
+    assert "second.jsonl" in rows[1]
+    assert [("*" in row) for row in rows].count(True) == 1
+
+
+def test_rollback_and_promote_move_current(lineage: Path) -> None:
+    current = Paths(lineage).current
+    assert trainbox(lineage, "promote", "v0002", "--reason", "test").returncode == 0
+    assert trainbox(lineage, "rollback").returncode == 0
+    assert os.readlink(current) == "versions/v0001"
+    assert trainbox(lineage, "promote", "v0002").returncode == 0
+    assert os.readlink(current) == "versions/v0002"
+
+
+def test_an_unknown_version_is_a_usage_error_that_names_the_known_ones(lineage: Path) -> None:
+    refused = trainbox(lineage, "rollback", "v0099")
+    assert refused.returncode == 2
+    assert "v0099" in refused.stderr
+    assert "v0001, v0002" in refused.stderr
+
+
+def test_generate_asks_current_a_version_or_the_base(lineage: Path) -> None:
+    answers = {}
+    for model in ("current", "v0001", "base"):
+        asked = [
+            "generate",
+            "--prompt",
+            "ticket 1: the red printer",
+            "--model",
+            model,
+            "--max-new-tokens",
+            "12",
+        ]
+        first, again = trainbox(lineage, *asked), trainbox(lineage, *asked)
+        assert first.returncode == 0, first.stderr
+        assert first.stdout == again.stdout
+        answers[model] = first.stdout
+    assert answers["current"] != answers["base"]
+
+
+def test_generate_refuses_an_unknown_version(lineage: Path) -> None:
+    assert trainbox(lineage, "generate", "--prompt", "x", "--model", "v0099").returncode == 2
+
+
+def test_status_tells_what_was_done_and_that_nobody_runs(lineage: Path) -> None:
+    shown = trainbox(lineage, "status").stdout
+    assert "not running" in shown
+    document = json.loads(trainbox(lineage, "status", "--json").stdout)
+    assert document["state"] == "stopped"
+    assert document["loss"] is not None
+
+
+def test_status_before_any_daemon_says_how_to_start_one(tmp_path: Path) -> None:
+    refused = trainbox(tmp_path, "status")
+    assert refused.returncode == 2
+    assert "trainbox run" in refused.stderr
+
+
+def test_check_exits_with_0_for_a_usable_file_1_for_a_refused_one_and_2_for_none(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    base = make_base(tmp_path / "base", tiny_model)
+    good = trainbox(base, "check", str(write_records(tmp_path / "good.jsonl", RECORDS)))
+    assert (good.returncode, "USABLE" in good.stdout) == (0, True)
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    bad = trainbox(base, "check", str(tmp_path / "bad.jsonl"))
+    assert (bad.returncode, "REFUSED" in bad.stdout) == (1, True)
+    assert trainbox(base, "check", str(tmp_path / "none.jsonl")).returncode == 2
+    assert trainbox(base, "check").returncode == 2
+    assert list((base / "inbox").iterdir()) == []
+
+
+def test_check_as_json_is_the_report(tmp_path: Path, tiny_model: Path) -> None:
+    base = make_base(tmp_path / "base", tiny_model)
+    report = json.loads(
+        trainbox(base, "check", str(write_records(tmp_path / "x.jsonl", RECORDS)), "--json").stdout
+    )
+    assert report["usable"] is True
+    assert report["records_total"] == len(RECORDS)
+
+
+def test_versions_of_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+    shown = trainbox(tmp_path, "versions")
+    assert (shown.returncode, "drop a file into inbox/" in shown.stdout) == (0, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_key_stops_every_command_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("train:\n  lerning_rate: 1\n")
+    for command in ("run", "versions", "status"):
+        refused = trainbox(tmp_path, command)
+        assert refused.returncode == 2
+        assert "learning_rate" in refused.stderr
+
+
+def test_a_base_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    refused = trainbox(tmp_path / "nowhere", "versions")
+    assert (refused.returncode, "no such folder" in refused.stderr) == (2, True)
+
+
+def test_doctor_fails_without_a_model_and_names_the_remedy(tmp_path: Path) -> None:
+    examined = trainbox(tmp_path, "doctor")
+    assert examined.returncode == 1
+    assert "trainbox prepare" in examined.stdout
+
+
+def test_a_command_without_a_daemon_waits_for_the_next_one(tmp_path: Path) -> None:
+    asked = trainbox(tmp_path, "pause", "--reason", "tea")
+    assert asked.returncode == 0
+    assert "No daemon runs" in asked.stdout
+    assert (tmp_path / ".pause").read_text() == "tea"
+
+
+def test_commands_are_acknowledged_by_a_daemon(tmp_path: Path, tiny_model: Path) -> None:
+    base = make_base(tmp_path / "base", tiny_model)
+    with running_daemon(base) as daemon:
+        paused = trainbox(base, "pause", "--reason", "tea")
+        assert paused.stdout.startswith("pause: "), paused.stdout + paused.stderr
+        assert json.loads(trainbox(base, "status", "--json").stdout)["state"] == "paused"
+        assert "running" in trainbox(base, "status").stdout
+        assert trainbox(base, "resume").stdout.startswith("resume: ")
+        wait_until(lambda: json.loads(trainbox(base, "status", "--json").stdout)["state"] == "idle")
+        assert "nothing to skip" in trainbox(base, "skip").stdout
+        assert trainbox(base, "stop").stdout.startswith("stop: ")
+        assert daemon.wait(timeout=30) == 0
+
+
+def test_watching_the_status_shows_it_again_and_again(lineage: Path) -> None:
+    command = [sys.executable, "-m", "cli", "status", "--base", str(lineage), "--watch"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    watching = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    try:
+        shown = (line for line in watching.stdout if line.startswith("daemon"))
+        assert ["not running" in line for line in itertools.islice(shown, 2)] == [True, True]
+    finally:
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=30)

@@ -1,0 +1,113 @@
+"""What a run learned becomes a version: its files, and the facts about where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import durable
+from config import Config
+from monitoring.events import PublishedEvent, now
+from training.checkpoints import Checkpoint
+from training.jobs import Job
+from training.model import Learner
+from training.optimization import OPTIMIZER, PARAMETER_NAMES
+from training.promotion import Decision
+from training.trainer import RecordLosses
+from training.versions import HeldOutResult, RecordCounts, Version, VersionFacts, VersionStore
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
+)
+TRAINING_STATE = "training_state"
+"""Folder of a version that holds the optimizer's moments for a run that continues it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The checkpoint that was chosen, and how it compares with what the run began with."""
+
+    candidate: Checkpoint
+    before: RecordLosses | None
+    after: RecordLosses | None
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Everything a version is made from."""
+
+    job: Job
+    config: Config
+    learner: Learner
+    parent: Version | None
+    train_records: int
+    steps: int
+    result: Result
+
+    def publish(self, versions: VersionStore) -> Version:
+        """Put the version together and commit it."""
+        staging = versions.stage()
+        checkpoint = self.result.candidate.folder
+        for name in ADAPTER_FILES:
+            durable.copy_file(checkpoint / name, staging / name)
+        for name in TOKENIZER_FILES:
+            if (self.learner.base / name).is_file():
+                durable.copy_file(self.learner.base / name, staging / name)
+        _copy_moments(checkpoint, staging / TRAINING_STATE)
+        return versions.publish(staging, self._facts())
+
+    def _facts(self) -> VersionFacts:
+        best = self.result.candidate.facts
+        held_out = _held_out(self.result)
+        return VersionFacts(
+            parent=None if self.parent is None else self.parent.name,
+            job_id=self.job.job_id,
+            input_name=self.job.name,
+            input_sha256=self.job.sha256,
+            base_model=str(self.learner.base),
+            base_sha256=self.learner.base_sha256,
+            created_at=now(),
+            config=self.config.model_dump(mode="json"),
+            records=RecordCounts(train=self.train_records, held_out=held_out.records),
+            steps=self.steps,
+            epochs=self.config.train.num_train_epochs,
+            tokens=best.tokens,
+            train_loss=best.train_loss,
+            held_out=held_out,
+            decision=self.result.decision.decide,
+            decision_reason=self.result.decision.reason,
+            best_checkpoint=best.step,
+        )
+
+
+def published_event(version: Version) -> PublishedEvent:
+    """Tell the daemon what its manifest says."""
+    facts = version.facts
+    return PublishedEvent(
+        version=version.name,
+        decision=facts.decision,
+        reason=facts.decision_reason,
+        before_loss=facts.held_out.before_loss,
+        after_loss=facts.held_out.after_loss,
+    )
+
+
+def _copy_moments(checkpoint: Path, folder: Path) -> None:
+    durable.make_folder(folder)
+    for name in (OPTIMIZER, PARAMETER_NAMES):
+        durable.copy_file(checkpoint / name, folder / name)
+
+
+def _held_out(result: Result) -> HeldOutResult:
+    if result.before is None or result.after is None:
+        return HeldOutResult(records=0)
+    return HeldOutResult(
+        records=len(result.after.sums),
+        before_loss=result.before.mean,
+        after_loss=result.after.mean,
+        mean_difference=result.decision.mean_difference,
+        interval=result.decision.interval,
+    )
