@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from benchmarks.contenders import Work, our_trainer, run_config
 from benchmarks.shapes import PAD_TOKEN_ID, SEED, random_learner, random_model, random_rows
+from training.adapter import adapter_weights
 from training.batches import collate
-from training.trainer import adapter_weights
 
 PACKED_RECORDS = 4
 PRETENDED_TOKENS = 64
