@@ -11,12 +11,14 @@ from typing import Any
 
 import orjson
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from durable import read_json, sha256_file, verify_folder
-from training.batches import StepPlan
+from training.batches import Batch, StepPlan
 from training.checkpoints import list_checkpoints
+from training.trainer import ChatTrainer, Losses
 from training.versions import Version, VersionStore
 
 Records = Callable[..., list[dict[str, Any]]]
@@ -214,7 +216,7 @@ def test_three_files_in_a_row_each_go_on_from_the_one_before(workshop: Any, make
     untrained = last_loss = math.nan
     for number in (1, 2, 3):
         records = make_chats(48, seed=number)
-        job = workshop.job(records, *STEPS, "train.num_train_epochs=4")
+        job = workshop.job(records, "train.num_train_epochs=8")
         outcome, events = workshop.carry_out(job)
         assert outcome.outcome == "completed"
         version = store.promote(outcome.version, "promoted by the test")
@@ -449,3 +451,41 @@ def test_a_config_that_cannot_work_fails_the_job_with_the_key(workshop: Any, mak
         outcome, _ = workshop.carry_out(workshop.job(make_chats(24), setting))
         assert (outcome.outcome, outcome.kind) == ("failed", "config")
         assert setting.split("=")[0].split(".")[0] in outcome.message
+
+
+def test_short_memory_is_told_and_remembered(
+    workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ChatTrainer.losses
+
+    def short_of_memory(self: ChatTrainer, batch: Batch) -> Losses:
+        if self.model.training and len(batch.counts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch)
+
+    monkeypatch.setattr(ChatTrainer, "losses", short_of_memory)
+    job = workshop.job(make_chats(40), "train.eval_steps=1", "train.per_device_train_batch_size=8")
+    outcome, events = workshop.carry_out(job, command="pause", at_step=3)
+    assert outcome.outcome == "paused"
+    assert [event["message"] for event in of_kind(events, "note")] == [
+        "memory was short: 8 records in one pass are now 2; what is learned stays the same"
+    ]
+    assert list_checkpoints(workshop.folder(job).folder)[-1].facts.micro_batch == 2
+    outcome, events = workshop.carry_out(job)
+    assert outcome.outcome == "completed"
+    assert of_kind(events, "note") == []
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(
+    workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ChatTrainer.losses
+
+    def overflowing(self: ChatTrainer, batch: Batch) -> Losses:
+        losses = plain(self, batch)
+        return losses if self.model.training else Losses(losses.sums * math.inf, losses.weights)
+
+    monkeypatch.setattr(ChatTrainer, "losses", overflowing)
+    outcome, _ = workshop.carry_out(workshop.job(make_chats(40)))
+    assert (outcome.outcome, outcome.kind) == ("failed", "nan")
+    assert list(VersionStore(workshop.paths).list()) == []
