@@ -1,4 +1,4 @@
-"""Three ways to train the same random model on the same records, each timed: ours, bare, and TRL's defaults."""
+"""Three ways to train one random model on the same records, each timed: ours, bare, and TRL's defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from benchmarks.shapes import (
     PAD_TOKEN_ID,
@@ -77,7 +78,7 @@ class Speed:
     """Most memory that tensors took on the device; 0 on the CPU."""
 
 
-class Stopwatch(TrainerCallback):  # type: ignore[misc]
+class Stopwatch(TrainerCallback):
     """Times the steps after the warm-up; the device is waited for at both ends only."""
 
     def __init__(self, work: Work) -> None:
@@ -185,7 +186,7 @@ def _bare_step(model: Any, rows: Sequence[Any], work: Work) -> None:
         there = batch.to(work.device)
         with torch.autocast(work.device.type, torch.bfloat16):
             log_probs = target_log_probs(model, there.input_ids, there.positions, there.targets)
-        (-log_probs.sum() / weight).backward()
+        torch.autograd.backward(-log_probs.sum() / weight)
 
 
 def _trl_defaults(work: Work, folder: Path, learner: Learner, rows: TokenRows, stopwatch: Stopwatch) -> Done:

@@ -81,7 +81,7 @@ def packed_logits(work: Work, dtype: torch.dtype, folder: Path) -> LogitDifferen
     )
 
 
-class _Killer(TrainerCallback):  # type: ignore[misc]
+class _Killer(TrainerCallback):
     """Has a checkpoint made after one step, and the process killed in the middle of a later one."""
 
     def __init__(self, save_after: int, kill_in: int | None) -> None:
@@ -101,7 +101,11 @@ class _Killer(TrainerCallback):  # type: ignore[misc]
 
 
 def train_to_the_end(work: Work, folder: Path, is_killed: bool, is_deterministic: bool) -> Ending:
-    """Train `work` from its last checkpoint in `folder`, or from the start; kill this process on the way if asked."""
+    """Train `work` from its checkpoint in `folder`, or from the start.
+
+    A run that is to be killed never returns: it makes a checkpoint half-way and ends itself by SIGKILL two
+    steps later, after the backward pass.
+    """
     if is_deterministic:
         transformers.enable_full_determinism(SEED)
     learner = random_learner(work.shape, work.device)
