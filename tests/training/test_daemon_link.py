@@ -80,7 +80,12 @@ def test_a_heart_beats_only_while_something_moves(line: Line) -> None:
     assert line.read() == []
     line.link.beat()
     beats: list[dict[str, Any]] = []
-    wait_until(lambda: bool(beats) or bool(beats.extend(line.read())) or bool(beats))
+
+    def has_beaten() -> bool:
+        beats.extend(line.read())
+        return bool(beats)
+
+    wait_until(has_beaten)
     assert [beat["event"] for beat in beats] == ["heartbeat"]
     assert beats[0]["rss_bytes"] > 1_000_000
 
