@@ -254,9 +254,13 @@ def _open(base: Path, settings: list[str] | None) -> tuple[Paths, Config]:
 def _command(base: Path, command: str, reason: str) -> None:
     """Write a control file and wait until the daemon has obeyed, if one lives."""
     paths, _ = _open(base, None)
+    is_running = _is_running(paths)
+    if command == "stop" and not is_running:
+        console.print("No daemon runs here; nothing to stop.")
+        return
     asked_at = datetime.now(UTC)
     durable.write_bytes(paths.control(command), reason.encode())
-    if not _is_running(paths):
+    if not is_running:
         console.print(f"No daemon runs here; .{command} waits for the next one.")
         return
     deadline = time.monotonic() + ACKNOWLEDGE_SECONDS

@@ -6,29 +6,18 @@ Tokenising runs outside Python's lock: while one batch is tokenised, the next on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from chat_template import ChatTemplate, Layout
 from errors import RecordRefused
+from intake.candidates import Candidate
 from intake.formats import Record
-from intake.raw_records import BadRecord, RawRecord
 
 BATCH_BYTES = 1 << 20
 BATCH_RECORDS = 2048
 BATCHES_AHEAD = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One record on its way: what was read, and either its normal form or why there is none."""
-
-    source: RawRecord | BadRecord
-    record: Record | None = None
-    content: bytes = b""
-    """The JSON of `Record.content`."""
-    problem: RecordRefused | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +35,11 @@ class Measure:
 Measured = tuple[list[Candidate], list[Measure | RecordRefused]]
 
 
-def measure_all(candidates: Iterable[Candidate], template: ChatTemplate) -> Iterator[Measured]:
-    """Yield the candidates in batches with their measures, in order; a refused one keeps its refusal."""
+def measure_all(candidates: Iterable[Candidate], template: ChatTemplate) -> Generator[Measured, None, None]:
+    """Yield the candidates in batches with their measures, in order; a refused one keeps its refusal.
+
+    Close the generator to end early.
+    """
     pending: deque[tuple[list[Candidate], Future[list[Measure | RecordRefused]]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as tokeniser:
         for batch in _batches(candidates):

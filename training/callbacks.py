@@ -46,8 +46,14 @@ class TrainerLog:
         self._start, self._start_step = self._clock(), step
         if not self._path.exists():
             return
-        lines = self._path.read_bytes().splitlines()
-        kept = [line for line in lines if orjson.loads(line)["current_steps"] <= step]
+        kept = []
+        for line in self._path.read_bytes().splitlines():
+            try:
+                is_kept = orjson.loads(line)["current_steps"] <= step
+            except orjson.JSONDecodeError:
+                break  # torn by a crash
+            if is_kept:
+                kept.append(line)
         durable.write_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
     def write(self, state: TrainerState, numbers: dict[str, float | int]) -> None:

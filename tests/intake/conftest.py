@@ -24,7 +24,7 @@ def template(tiny_model: Path) -> ChatTemplate:
 
 @pytest.fixture
 def check(tmp_path: Path, template: ChatTemplate) -> Checker:
-    """Check bytes, or records as JSON lines, as a file of the given suffix; other arguments go on as they are."""
+    """Check bytes, or records as JSON lines, as a file of the given suffix; the rest goes to `check_file`."""
 
     def check_content(
         content: bytes | Iterable[Any],
@@ -36,7 +36,12 @@ def check(tmp_path: Path, template: ChatTemplate) -> Checker:
         if not isinstance(content, bytes):
             content = b"".join(orjson.dumps(record) + b"\n" for record in content)
         path.write_bytes(content)
-        settings = {"seed": 1, "name": path.name, "plan": PlanInputs(8, 1), "template": template} | arguments
+        settings: dict[str, Any] = {
+            "seed": 1,
+            "name": path.name,
+            "plan": PlanInputs(8, 1),
+            "template": template,
+        } | arguments
         return check_file(path, config or DataConfig(), **settings)
 
     return check_content

@@ -15,6 +15,8 @@ ASSISTANT = {"role": "assistant", "content": "4"}
 SYSTEM = {"role": "system", "content": "Count."}
 WORSE = {"role": "assistant", "content": "5"}
 TALK = [USER, ASSISTANT]
+SHAREGPT = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+PARTS = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
 
 
 def read(raw: dict[str, Any]) -> Record:
@@ -31,8 +33,8 @@ def refusal(raw: dict[str, Any]) -> RecordRefused:
     ("raw", "format"),
     [
         ({"messages": TALK}, "messages"),
-        ({"messages": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, "messages"),
-        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, "conversations"),
+        ({"messages": SHAREGPT}, "messages"),
+        ({"conversations": SHAREGPT}, "conversations"),
         ({"conversations": TALK}, "conversations"),
         ({"instruction": "2+2?", "output": "4"}, "alpaca"),
         ({"instruction": "2+2?", "input": "", "output": "4"}, "alpaca"),
@@ -41,10 +43,10 @@ def refusal(raw: dict[str, Any]) -> RecordRefused:
         ({"prompt": [USER], "completion": "4"}, "prompt_completion"),
         ({"prompt": "2+2?", "response": "4"}, "prompt_response"),
         ({"question": "2+2?", "answer": "4"}, "question_answer"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]}, ASSISTANT]}, "messages"),
-        ({"prompt": [{"type": "text", "text": "2+2?"}], "completion": "4"}, "prompt_completion"),
+        ({"messages": [{"role": "user", "content": PARTS}, ASSISTANT]}, "messages"),
+        ({"prompt": PARTS, "completion": "4"}, "prompt_completion"),
     ],
-)  # fmt: skip
+)
 def test_every_chat_format_becomes_the_same_conversation(raw: dict[str, Any], format: Format) -> None:
     assert detect_format(raw).format == format
     assert read(raw).messages == TALK

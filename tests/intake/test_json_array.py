@@ -28,8 +28,11 @@ def read(content: bytes, limit: int = LIMIT) -> list[RawRecord | BadRecord]:
 
 
 @given(
-    elements=st.lists(OBJECT, max_size=6), chunk=st.integers(1, 9), is_indented=st.booleans(), end=st.text(" \n", max_size=4)
-)  # fmt: skip
+    elements=st.lists(OBJECT, max_size=6),
+    chunk=st.integers(1, 9),
+    is_indented=st.booleans(),
+    end=st.text(" \n", max_size=4),
+)
 def test_elements_are_found_across_any_chunk_border(
     elements: list[dict[str, Any]], chunk: int, is_indented: bool, end: str
 ) -> None:

@@ -115,10 +115,18 @@ def test_no_tools_are_no_tools(tools: Any) -> None:
         ([{**USER, "tool_calls": [CALL]}], "messages[0].tool_calls", "a list of 1"),
         ([USER, {**CALLING, "tool_calls": "weather"}], "messages[1].tool_calls", 'the text "weather"'),
         ([USER, {**CALLING, "tool_calls": [{"id": "1"}]}], "messages[1].tool_calls[0]", "an object with"),
-        ([USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": "{"}]}], "messages[1].tool_calls[0].arguments", "only {"),
-        ([USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": [1]}]}], "messages[1].tool_calls[0].arguments", "a list of 1"),
+        (
+            [USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": "{"}]}],
+            "messages[1].tool_calls[0].arguments",
+            "only {",
+        ),
+        (
+            [USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": [1]}]}],
+            "messages[1].tool_calls[0].arguments",
+            "a list of 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_turn_is_refused_where_it_stands(messages: Any, field: str, found: str) -> None:
     problem = refusal(messages)
     assert problem.field == field

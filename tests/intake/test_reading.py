@@ -171,8 +171,30 @@ def test_text_that_repeats_itself_a_lot_is_no_bomb(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(
     content=st.binary(max_size=60)
-    | st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b'"', b",", b":", b"\\", b"1", b"\n", b"\x00", b"a", b" ", b"\xff", b"text,x\n", b'{"a":1}']), max_size=20).map(b"".join)
-)  # fmt: skip
+    | st.lists(
+        st.sampled_from(
+            [
+                b"[",
+                b"]",
+                b"{",
+                b"}",
+                b'"',
+                b",",
+                b":",
+                b"\\",
+                b"1",
+                b"\n",
+                b"\x00",
+                b"a",
+                b" ",
+                b"\xff",
+                b"text,x\n",
+                b'{"a":1}',
+            ]
+        ),
+        max_size=20,
+    ).map(b"".join)
+)
 def test_any_bytes_are_read_or_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     magic = {".jsonl.gz": b"\x1f\x8b\x08", ".parquet": b"PAR1"}.get(suffix, b"")
     try:

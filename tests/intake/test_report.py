@@ -43,10 +43,16 @@ def card(**changes: object) -> ReportCard:
         "refusals": refusals(5),
         "notes": ["the key 'id' is not used (120 records)"],
         "plan": Plan(
-            records=81, rows=81, epochs=2, steps_per_epoch=11, total_steps=22, tokens_per_epoch=4000, estimated_seconds=200
+            records=81,
+            rows=81,
+            epochs=2,
+            steps_per_epoch=11,
+            total_steps=22,
+            tokens_per_epoch=4000,
+            estimated_seconds=200,
         ),
         "limits": LIMITS,
-    }  # fmt: skip
+    }
     return ReportCard.model_validate(facts | changes)
 
 
@@ -99,7 +105,9 @@ def test_a_refused_file_says_so_first() -> None:
     assert "Plan" not in text
 
 
-@pytest.mark.parametrize(("container", "unit"), [("json", "element"), ("csv", "row"), ("parquet", "row"), (None, "record")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("container", "unit"), [("json", "element"), ("csv", "row"), ("parquet", "row"), (None, "record")]
+)
 def test_places_are_called_what_they_are(container: str | None, unit: str) -> None:
     assert f"{unit} 1, messages[1].content" in card(container=container).to_text()
 
@@ -109,8 +117,14 @@ def test_places_are_called_what_they_are(container: str | None, unit: str) -> No
 )
 def test_time_is_told_in_fitting_units(seconds: float | None, words: str) -> None:
     plan = Plan(
-        records=1, rows=1, epochs=1, steps_per_epoch=1, total_steps=1, tokens_per_epoch=9, estimated_seconds=seconds
-    )  # fmt: skip
+        records=1,
+        rows=1,
+        epochs=1,
+        steps_per_epoch=1,
+        total_steps=1,
+        tokens_per_epoch=9,
+        estimated_seconds=seconds,
+    )
     assert words in card(plan=plan).to_text()
     assert "1 steps: 1 epoch of 1" in card(plan=plan).to_text()
 
