@@ -81,7 +81,7 @@ def packed_logits(work: Work, dtype: torch.dtype, folder: Path) -> LogitDifferen
     )
 
 
-class _Killer(TrainerCallback):
+class _Killer(TrainerCallback):  # type: ignore[misc]
     """Has a checkpoint made after one step, and the process killed in the middle of a later one."""
 
     def __init__(self, save_after: int, kill_in: int | None) -> None:
