@@ -156,24 +156,26 @@ def versions(base: Base = HERE) -> None:
 
     paths, _ = _open(base, None)
     store = VersionStore(paths)
-    current = store.current()
-    table = Table("", "version", "parent", "file", "records", "steps", "held-out loss", "verdict")
-    for version in store.list():
+    current, known = store.current(), store.list()
+    table = Table("", "version", "parent", "file", "steps", "held-out loss", "verdict")
+    for version in known:
         facts = version.facts
         table.add_row(
             "*" if current is not None and version.name == current.name else "",
             version.name,
             facts.parent or "base",
             Text(facts.input_name),
-            str(facts.records.train),
             str(facts.steps),
             f"{_number(facts.held_out.before_loss)} → {_number(facts.held_out.after_loss)}",
-            Text(f"{facts.decision}: {facts.decision_reason}"),
+            facts.decision,
         )
-    if table.row_count:
-        console.print(table)
-    else:
+    if not known:
         console.print("No versions yet: drop a file into inbox/ and run the daemon.")
+        return
+    console.print(table)
+    for version in known:
+        if version.facts.decision == "hold":
+            console.print(f"{version.name} was held: {version.facts.decision_reason}", markup=False)
 
 
 @app.command()
@@ -252,9 +254,13 @@ def _open(base: Path, settings: list[str] | None) -> tuple[Paths, Config]:
 def _command(base: Path, command: str, reason: str) -> None:
     """Write a control file and wait until the daemon has obeyed, if one lives."""
     paths, _ = _open(base, None)
+    is_running = _is_running(paths)
+    if command == "stop" and not is_running:
+        console.print("No daemon runs here; nothing to stop.")
+        return
     asked_at = datetime.now(UTC)
     durable.write_bytes(paths.control(command), reason.encode())
-    if not _is_running(paths):
+    if not is_running:
         console.print(f"No daemon runs here; .{command} waits for the next one.")
         return
     deadline = time.monotonic() + ACKNOWLEDGE_SECONDS

@@ -1,8 +1,8 @@
 """config.yaml as types, and every path of the base folder, named once.
 
 A key is looked up in the flags, then in the environment (``TRAINBOX_TRAIN__LEARNING_RATE``), then in
-``config.yaml``, then here. Key names are Hugging Face's where Hugging Face has one. Nothing else in the
-project reads the environment or builds a path of the base folder.
+``config.yaml``, then here. Key names are Hugging Face's where Hugging Face has one. No other module reads a
+setting from the environment or builds a path of the base folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Three ways to train the same random model on the same records, each timed: ours, bare, and TRL's defaults."""
+"""Three ways to train one random model on the same records, each timed: ours, bare, and TRL's defaults."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from benchmarks.shapes import (
 from chat_template import IGNORE
 from config import Config, load_config
 from evaluation.losses import target_log_probs
+from training.adapter import leave_widening_to_autocast
 from training.batches import StepPlan, collate
 from training.dataset import TokenRows
 from training.model import Learner
@@ -165,6 +166,7 @@ def _bare(work: Work, folder: Path, learner: Learner, rows: TokenRows, stopwatch
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
+    leave_widening_to_autocast(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=True)
     plan = _plan(work, rows)
@@ -185,7 +187,7 @@ def _bare_step(model: Any, rows: Sequence[Any], work: Work) -> None:
         there = batch.to(work.device)
         with torch.autocast(work.device.type, torch.bfloat16):
             log_probs = target_log_probs(model, there.input_ids, there.positions, there.targets)
-        (-log_probs.sum() / weight).backward()
+        torch.autograd.backward(-log_probs.sum() / weight)
 
 
 def _trl_defaults(work: Work, folder: Path, learner: Learner, rows: TokenRows, stopwatch: Stopwatch) -> Done:

@@ -1,4 +1,4 @@
-"""Everything that only a GPU can tell, measured by one command: ``python -m benchmarks.gpu [--json] [--quick]``.
+"""Everything that only a GPU can tell: ``python -m benchmarks.gpu [--json] [--quick]``.
 
 Speed and model-FLOPs utilisation of LoRA (r=16, all linear layers, bf16) on random models of the shapes of
 Qwen3-0.6B and Qwen3-8B: ours, the same loop bare, and TRL's SFTTrainer with its defaults; peak memory with
@@ -7,10 +7,10 @@ out-of-memory that the trainer recovers from. Nothing is downloaded.
 
 ``--device cpu`` runs the same code on a toy, to see that it works; its numbers mean nothing.
 
-On a machine that has torch with CUDA and no package index, carry the rest along: where there is an index,
-``pip download --no-deps --dest wheels`` with the versions that pyproject.toml pins of transformers, trl, peft,
+Where a machine has torch with CUDA but no package index, carry the rest along. Where there is an index:
+``pip download --no-deps --dest wheels`` with the versions in constraints.txt of transformers, trl, peft,
 accelerate, datasets, safetensors, tokenizers, pyarrow, pydantic, pydantic-settings, orjson, filelock, scipy,
-psutil, rich and what ``pip check`` misses there; then ``pip install --no-index --no-deps wheels/*.whl``.
+psutil, rich and whatever ``pip check`` misses; there: ``pip install --no-index --no-deps wheels/*.whl``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,9 @@ class Bench:
         Raises OutOfMemory when the device had too little memory, RuntimeError when it failed otherwise.
         """
         # Where CUDA was touched a forked child cannot use it; without it a fork saves the imports.
-        context = multiprocessing.get_context("spawn" if self.device.type == "cuda" else "forkserver")
+        context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+        if self.device.type == "cpu":
+            context = multiprocessing.get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
         context.set_forkserver_preload(PRELOADED)
         process = context.Process(target=_in_child, args=(sender, self.device, function, arguments))
@@ -137,7 +140,7 @@ def logits_row(bench: Bench, work: Work) -> dict[str, Any]:
 
 
 def resume_row(bench: Bench, work: Work) -> dict[str, Any]:
-    """Compare a killed and resumed run with one left alone; only if they differ, again with full determinism."""
+    """Compare a killed and resumed run with one left alone; if they differ, with full determinism too."""
     row = {"default": _resume_once(bench, work, is_deterministic=False)}
     if not row["default"]["resumed"]["is_equal"]:
         row["deterministic"] = _resume_once(bench, work, is_deterministic=True)
@@ -219,8 +222,8 @@ def to_tables(results: dict[str, Any]) -> list[Table]:
     cap = results["memory_cap_gb"]
     title = f"{results['device']}, torch {results['torch']}"
     caption = (
-        f"utilisation of {results['peak_tflops']:g} TFLOP/s ({results['peak_source']}); a step needs 4 N T + 6 A T + "
-        f"4 H S + attention, see benchmarks/shapes.py; {f'memory capped at {cap:g} GB' if cap else 'no memory cap'}"
+        f"utilisation of {results['peak_tflops']:g} TFLOP/s ({results['peak_source']}), with 4 N T + 6 A T + "
+        f"4 H S + attention for a step (benchmarks/shapes.py); memory cap: {f'{cap:g} GB' if cap else 'none'}"
     )
     speed = Table(*("shape", "trainer", "tokens/s", "utilisation", "peak GB"), title=title, caption=caption)
     for shape, rows in results["speed"].items():

@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from benchmarks.contenders import Work, our_trainer, run_config
 from benchmarks.shapes import PAD_TOKEN_ID, SEED, random_learner, random_model, random_rows
+from training.adapter import adapter_weights
 from training.batches import collate
-from training.trainer import adapter_weights
 
 PACKED_RECORDS = 4
 PRETENDED_TOKENS = 64
@@ -101,7 +101,11 @@ class _Killer(TrainerCallback):  # type: ignore[misc]
 
 
 def train_to_the_end(work: Work, folder: Path, is_killed: bool, is_deterministic: bool) -> Ending:
-    """Train `work` from its last checkpoint in `folder`, or from the start; kill this process on the way if asked."""
+    """Train `work` from its checkpoint in `folder`, or from the start.
+
+    A run that is to be killed never returns: it makes a checkpoint half-way and ends itself by SIGKILL two
+    steps later, after the backward pass.
+    """
     if is_deterministic:
         transformers.enable_full_determinism(SEED)
     learner = random_learner(work.shape, work.device)

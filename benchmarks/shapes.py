@@ -28,7 +28,7 @@ LORA_RANK = 16
 TRAINED_SHARE = 0.4
 """Share of a record that is its answer; the rest is prompt."""
 PEAK_TFLOPS = {"RTX 4090": 165.2, "H100": 989.4, "H200": 989.4, "A100": 312.0}
-"""Dense bf16 products with float32 sums, by NVIDIA's data sheets (of the SXM modules where there are several)."""
+"""Dense bf16 products with float32 sums, by the data sheets; of the SXM module where there are several."""
 PROBE_SECONDS = 1.0
 
 
@@ -132,7 +132,8 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype = torch.
     """Make a model of random weights on `device`; the same on every call on one kind of device."""
     transformers.set_seed(SEED)
     with device:
-        return AutoModelForCausalLM.from_config(shape.config(), dtype=dtype, attn_implementation="sdpa")
+        make: Any = AutoModelForCausalLM.from_config
+        return make(shape.config(), dtype=dtype, attn_implementation="sdpa")
 
 
 def random_learner(shape: Shape, device: torch.device, precision: Precision = "bfloat16") -> Learner:
@@ -155,11 +156,13 @@ def random_learner(shape: Shape, device: torch.device, precision: Precision = "b
 def _tokenizer() -> PreTrainedTokenizerFast:
     """Make the least that the trainers take for a tokenizer; the records are token ids already."""
     words = {"<|end|>": END_TOKEN_ID, "<|pad|>": PAD_TOKEN_ID}
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<|end|>")),
         eos_token="<|end|>",
         pad_token="<|pad|>",
     )
+    return tokenizer
 
 
 def random_rows(path: Path, shape: Shape, records: int, longest: int) -> TokenRows:

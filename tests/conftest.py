@@ -36,7 +36,12 @@ CORPUS = [
     '{"product": "printer", "urgent": true, "colour": "grey"}',
     "system user assistant question answer 0 1 2 3 4 5 6 7 8 9",
 ]
-COLOURS = ("red", "green", "blue", "grey")
+ANSWERS = {
+    "red": "the colour is red",
+    "green": "green",
+    "blue": "the colour is blue, please",
+    "grey": "grey as the cat",
+}
 
 
 def chats(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -46,11 +51,11 @@ def chats(count: int, seed: int = 0) -> list[dict[str, Any]]:
         {
             "messages": [
                 {"role": "user", "content": f"{seed}.{number} " + "the rain " * draw.randint(0, 12) + colour},
-                {"role": "assistant", "content": f"the colour is {colour}"},
+                {"role": "assistant", "content": ANSWERS[colour]},
             ]
         }
         for number in range(count)
-        for colour in [draw.choice(COLOURS)]
+        for colour in [draw.choice(list(ANSWERS))]
     ]
 
 
@@ -151,7 +156,7 @@ class Workshop:
     def carry_out(
         self, job_id: str, *, command: Command | None = None, at_step: int = 0
     ) -> tuple[OutcomeEvent, list[dict[str, Any]]]:
-        """Carry a job out in this process; give `command` when the step `at_step` has been reported."""
+        """Carry a job out in this process; `command` comes while the step `at_step` (from 2 on) is done."""
         from training import worker
 
         log = self.folder(job_id).folder / "events-of-the-test.jsonl"
@@ -186,7 +191,7 @@ class Workshop:
 
 
 class CommandingLink(DaemonLink):
-    """A link to a daemon that gives a command when it hears of a certain step."""
+    """A link to a daemon that gives a command in time for a certain step."""
 
     def __init__(self, events: EventWriter, command: Command | None, at_step: int) -> None:
         super().__init__(events)
@@ -195,7 +200,7 @@ class CommandingLink(DaemonLink):
 
     def emit(self, event: Any) -> None:
         super().emit(event)
-        if event.event == "step" and event.step == self._at_step:
+        if event.event == "step" and event.step == self._at_step - 1:
             self.command = self._planned
 
 
@@ -239,6 +244,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            # Smaller, as usual, its frozen embeddings would keep every answer almost as likely as any other.
+            initializer_range=0.2,
             tie_word_embeddings=True,
         )
     )

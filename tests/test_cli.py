@@ -123,22 +123,14 @@ def test_an_unknown_version_is_a_usage_error_that_names_the_known_ones(lineage: 
 
 
 def test_generate_asks_current_a_version_or_the_base(lineage: Path) -> None:
-    answers = {}
-    for model in ("current", "v0001", "base"):
-        asked = [
-            "generate",
-            "--prompt",
-            "ticket 1: the red printer",
-            "--model",
-            model,
-            "--max-new-tokens",
-            "12",
-        ]
-        first, again = trainbox(lineage, *asked), trainbox(lineage, *asked)
-        assert first.returncode == 0, first.stderr
-        assert first.stdout == again.stdout
-        answers[model] = first.stdout
-    assert answers["current"] != answers["base"]
+    def answer(model: str) -> str:
+        asked = ("--prompt", "ticket 1: the red printer", "--model", model, "--max-new-tokens", "12")
+        finished = trainbox(lineage, "generate", *asked)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    version = Path(os.readlink(Paths(lineage).current)).name
+    assert answer("current") == answer(version) != answer("base")
 
 
 def test_generate_refuses_an_unknown_version(lineage: Path) -> None:
@@ -212,6 +204,12 @@ def test_a_command_without_a_daemon_waits_for_the_next_one(tmp_path: Path) -> No
     assert asked.returncode == 0
     assert "No daemon runs" in asked.stdout
     assert (tmp_path / ".pause").read_text() == "tea"
+
+
+def test_stop_without_a_daemon_leaves_nothing_behind(tmp_path: Path) -> None:
+    asked = trainbox(tmp_path, "stop")
+    assert (asked.returncode, "nothing to stop" in asked.stdout) == (0, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_commands_are_acknowledged_by_a_daemon(tmp_path: Path, tiny_model: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 import durable
 from config import RunPaths, TrainConfig
-from monitoring.events import CheckpointEvent, EvaluatedEvent, StepEvent
+from monitoring.events import CheckpointEvent, EvaluatedEvent, NoteEvent, StepEvent
 from training import checkpoints
 from training.checkpoints import CheckpointFacts
 from training.daemon_link import DaemonLink
@@ -46,8 +46,14 @@ class TrainerLog:
         self._start, self._start_step = self._clock(), step
         if not self._path.exists():
             return
-        lines = self._path.read_bytes().splitlines()
-        kept = [line for line in lines if orjson.loads(line)["current_steps"] <= step]
+        kept = []
+        for line in self._path.read_bytes().splitlines():
+            try:
+                is_kept = orjson.loads(line)["current_steps"] <= step
+            except orjson.JSONDecodeError:
+                break  # torn by a crash
+            if is_kept:
+                kept.append(line)
         durable.write_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
     def write(self, state: TrainerState, numbers: dict[str, float | int]) -> None:
@@ -110,6 +116,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             self.tokens = start.tokens
             self._window_sum, self._window_weight = start.window_sum, start.window_weight
             trainer.micro_batch = min(trainer.micro_batch, start.micro_batch)
+        self._micro_batch = trainer.micro_batch
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -128,6 +135,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._seconds = time.monotonic() - self._step_started
         numbers = self._trainer.last_step
         assert numbers is not None
+        self._tell_of_short_memory()
         self.tokens += numbers.tokens
         if self._is_warm:
             self._busy_tokens += numbers.tokens
@@ -141,6 +149,13 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         control.should_save = is_planned or command in ("pause", "stop")
         control.should_evaluate = is_planned and command is None and self._trainer.held_out is not None
         control.should_training_stop |= command is not None
+
+    def _tell_of_short_memory(self) -> None:
+        size = self._trainer.micro_batch
+        if size < self._micro_batch:
+            message = f"memory was short: {self._micro_batch} records in one pass are now {size}"
+            self._link.emit(NoteEvent(message=f"{message}; what is learned stays the same"))
+            self._micro_batch = size
 
     def on_log(
         self,

@@ -31,6 +31,7 @@ class DaemonLink:
 
     def __init__(self, events: EventWriter, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self.command: Command | None = None
+        self.is_listening = False
         self._events = events
         self._heartbeat_seconds = heartbeat_seconds
         self._has_moved = threading.Event()
@@ -38,6 +39,7 @@ class DaemonLink:
 
     def listen(self, commands: FileIO) -> None:
         """Start reading commands, one JSON line each, until the daemon closes its end."""
+        self.is_listening = True
         threading.Thread(target=self._read, args=(commands,), name="commands", daemon=True).start()
 
     def start_heartbeat(self) -> None:
@@ -62,6 +64,7 @@ class DaemonLink:
     def _read(self, commands: FileIO) -> None:
         for line in commands:
             self._receive(line)
+        self.is_listening = False
 
     def _receive(self, line: bytes) -> None:
         try:

@@ -26,7 +26,7 @@ def file_away(paths: Paths, job: Job) -> Path:
     place = folder / job.place
     durable.write_json(_beside(place, ".report.json"), {**_report(run), "job": _ending(job)})
     durable.write_bytes(_beside(place, ".report.txt"), _report_text(run, job).encode())
-    if run.refused.is_file():
+    if run.refused.is_file() and run.refused.stat().st_size:
         _copy_once(run.refused, _beside(place, ".refused.jsonl"))
     original = paths.processing / job.place
     if os.path.lexists(original):

@@ -117,13 +117,6 @@ class JobStore:
         numbers = [int(match[1]) for name in names if (match := JOB_ID.match(name))]
         return max(numbers, default=0) + 1
 
-    def twin(self, sha256: str) -> Job | None:
-        """Return the earliest job of the same bytes that was trained or is going to be."""
-        for job in self.all():
-            if job.sha256 == sha256 and job.outcome in (None, "completed"):
-                return job
-        return None
-
     def _read_all(self) -> Iterator[Job]:
         for folder in self._paths.runs.iterdir():
             if JOB_ID.fullmatch(folder.name) is None:

@@ -29,7 +29,11 @@ def _last_value(log: Path) -> float | None:
     with open(log, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
         lines = file.read().splitlines()
-    for line in reversed(lines[1:] if len(lines) > 1 else lines):
-        if (speed := orjson.loads(line).get("throughput")) is not None:
+    for line in reversed(lines):
+        try:
+            speed = orjson.loads(line).get("throughput")
+        except orjson.JSONDecodeError:
+            continue  # the first one is cut by where we began to read, the last one perhaps by a crash
+        if speed is not None:
             return float(speed)
     return None

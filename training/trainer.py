@@ -257,6 +257,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             # The checkpoint of this step is written without a score, which a resumed run makes up for.
             self.control.should_training_stop = True
             return {}
+        if not math.isfinite(losses.mean):
+            raise JobFailed("nan", f"step {self.state.global_step}: held-out loss {losses.mean}")
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             f"{metric_key_prefix}_tokens": sum(losses.weights),

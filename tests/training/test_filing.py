@@ -83,6 +83,14 @@ def test_a_failed_file_has_its_reason_beside_it_even_without_a_card(paths: Paths
     assert "nan: loss was not a number at step 7" in text
 
 
+def test_where_nothing_was_refused_no_empty_file_says_so(paths: Paths) -> None:
+    job = ended_job(paths, "completed")
+    write_card(paths, job)
+    paths.run(job.job_id).refused.write_bytes(b"")
+    file_away(paths, job)
+    assert set(os.listdir(paths.done)) == {"a.jsonl", "a.jsonl.report.json", "a.jsonl.report.txt"}
+
+
 def test_it_may_be_repeated(paths: Paths) -> None:
     job = ended_job(paths, "completed")
     write_card(paths, job)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
+import torch
 
 from config import Paths
-from durable import sha256_file
+from durable import is_sealed, sha256_file
+from errors import ConfigError, EnvironmentNotReady, IntegrityError, JobFailed
 from training.versions import VersionStore
+
+ROOT = Path(__file__).parent.parent.parent
 
 EXACT = ("train.lora_dropout=0.1", "train.gradient_accumulation_steps=2", "train.num_train_epochs=2")
 SMALL_STEPS = ("train.per_device_train_batch_size=2", "train.eval_steps=3")
@@ -50,3 +61,111 @@ def test_a_killed_worker_ends_in_the_same_bytes_as_an_undisturbed_one(
     assert plan["start_step"] >= 6
     assert adapter_of(workshop.paths, "v0002") == adapter_of(workshop.paths, "v0001")
     assert moments_of(workshop.paths, "v0002") == moments_of(workshop.paths, "v0001")
+
+
+def test_a_worker_without_a_job_ends_in_peace(workshop: Any) -> None:
+    worker = workshop.start(None)
+    worker.process.stdin.close()
+    assert [(event["event"], event["phase"]) for event in worker.read()] == [("phase", "starting")]
+    assert worker.process.wait() == 0
+
+
+def test_a_worker_is_paused_by_a_word_and_ends(workshop: Any, make_chats: Callable[..., Any]) -> None:
+    job = workshop.job(make_chats(60), *SMALL_STEPS, "train.num_train_epochs=50")
+    worker = workshop.start(job)
+    worker.until(lambda event: event["event"] == "step")
+    worker.tell({"command": "pause"})
+    ending = worker.until(lambda event: event["event"] == "outcome")
+    assert ending["outcome"] == "paused"
+    assert ending["step"] >= 1
+    assert worker.process.wait() == 0
+    assert is_sealed(workshop.folder(job).checkpoint(ending["step"]))
+
+
+def test_a_worker_dies_with_the_daemon(workshop: Any, make_chats: Callable[..., Any]) -> None:
+    job = workshop.job(make_chats(60), *SMALL_STEPS, "train.num_train_epochs=500")
+    reading, writing = os.pipe()
+    # A daemon that starts a worker, tells who it is, and is killed.
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", SHORT_LIVED_DAEMON, str(workshop.paths.base), str(writing), job],
+        pass_fds=[writing],
+        cwd=ROOT,
+    )
+    os.close(writing)
+    with open(reading, "rb") as events:
+        for line in events:
+            if json.loads(line)["event"] == "step":
+                break
+        daemon.kill()
+        daemon.wait()
+        # The pipe ends when nobody can write to it any more: the worker is gone.
+        last = events.read().splitlines()[-1:]
+    assert all(json.loads(line)["event"] != "outcome" for line in last)
+
+
+SHORT_LIVED_DAEMON = """
+import json, os, subprocess, sys, time
+base, events, job = sys.argv[1:]
+worker = subprocess.Popen(
+    [sys.executable, "-m", "training.worker", base, events, str(os.getpid())],
+    stdin=subprocess.PIPE, pass_fds=[int(events)],
+)
+worker.stdin.write(json.dumps({"job_id": job}).encode() + b"\\n")
+worker.stdin.flush()
+os.close(int(events))
+worker.wait()
+"""
+
+
+def test_a_worker_whose_daemon_is_gone_already_does_not_begin(workshop: Any) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "training.worker", str(workshop.paths.base), "1", "1"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert "the daemon that started this worker is gone" in finished.stderr
+
+
+def test_a_second_worker_waits_for_the_first_and_gives_up_in_peace(
+    workshop: Any, make_chats: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.worker.LOCK_SECONDS", 0.05)
+    job = workshop.job(make_chats(4))
+    with filelock.FileLock(workshop.paths.worker_lock):
+        outcome, _ = workshop.carry_out(job)
+    assert (outcome.outcome, outcome.kind) == ("waiting", "lock")
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "kind"),
+    [
+        (JobFailed("nan", "loss nan"), "failed", "nan"),
+        (EnvironmentNotReady("no GPU"), "waiting", "environment"),
+        (IntegrityError("a byte differs"), "failed", "integrity"),
+        (ConfigError("train.optim: found magic"), "failed", "config"),
+        (OSError(errno.ENOSPC, "No space left on device"), "waiting", "disk"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "failed", "oom"),
+        (ZeroDivisionError("division by zero"), "failed", "error"),
+    ],
+)
+def test_every_way_to_end_is_an_outcome(
+    error: Exception, outcome: str, kind: str, workshop: Any, make_chats: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def end(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("training.run.load_learner", end)
+    ending, _ = workshop.carry_out(workshop.job(make_chats(4)))
+    assert (ending.outcome, ending.kind) == (outcome, kind)
+    assert str(error) in (ending.message or "")
+
+
+def test_a_job_nobody_queued_fails(workshop: Any) -> None:
+    workshop.folder("000009-00000000").folder.mkdir()
+    outcome, _ = workshop.carry_out("000009-00000000")
+    assert (outcome.outcome, outcome.kind) == ("failed", "job")
