@@ -46,7 +46,7 @@ def read_csv(file: BinaryIO, limit: int) -> Iterator[RawRecord | BadRecord]:
             cells = _parse_row(row, names, lines)
         except (csv.Error, RecordRefused) as error:
             number += 1
-            problem = error if isinstance(error, RecordRefused) else _not_csv(error)
+            problem = error.detached() if isinstance(error, RecordRefused) else _not_csv(error)
             yield BadRecord(number, problem, bytes(lines.row), lines.size, file.tell())
         else:
             number += 1
@@ -70,7 +70,7 @@ def read_parquet(path: Path, limit: int) -> Iterator[RawRecord | BadRecord]:
                 for row in _rows_of(batch):
                     number += 1
                     yield _check_row(row, limit, number, total * number // rows)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FileRefused(
             f"the Parquet file is damaged ({printable(str(error), 200)}); write it again"
         ) from None

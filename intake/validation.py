@@ -123,10 +123,11 @@ class _Judge:
     def decide(self, candidate: Candidate, measure: Measure | RecordRefused) -> None:
         """Decide what becomes of one record and count it once."""
         self.total += 1
+        if isinstance(measure, RecordRefused):
+            self._refuse(candidate.source, measure)
+            return
+        self.tokens.add(measure.length, measure.total, measure.trained)
         try:
-            if isinstance(measure, RecordRefused):
-                raise measure
-            self.tokens.add(measure.length, measure.total, measure.trained)
             accepted = self._fit(candidate, measure)
         except RecordRefused as problem:
             self._refuse(candidate.source, problem)

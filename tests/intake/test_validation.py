@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,20 @@ def test_refusals_beyond_the_report_are_counted_and_all_kept(check: Checker, tmp
     assert (card.refused, len(card.refusals)) == (count, REFUSALS_IN_REPORT)
     assert "only the first 10,000 refused records are listed; refused.jsonl has them all" in card.notes
     assert len(run.refused.read_bytes().splitlines()) == count
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"messages":[{"role":"user","content":null}]}', b'{"a":NaN}', b"{'a':1}", b"{"]
+)
+def test_refused_records_leave_no_garbage_behind(check: Checker, line: bytes) -> None:
+    check(line + b"\n")
+    gc.collect()
+    gc.disable()
+    try:
+        check((line + b"\n") * 3000)
+        assert gc.collect() < 1000
+    finally:
+        gc.enable()
 
 
 # --- held out
