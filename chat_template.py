@@ -245,7 +245,7 @@ class ChatTemplate:
             try:
                 shape, texts = self._prepare(messages, tools, generation_prompt=False)
             except RecordRefused as refusal:
-                shapes.append(refusal.detached())
+                shapes.append(refusal)
                 continue
             shapes.append(shape)
             contents.extend(texts)

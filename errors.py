@@ -32,10 +32,6 @@ class RecordRefused(TrainboxError):
         self.expected = expected
         self.remedy = remedy
 
-    def detached(self) -> RecordRefused:
-        """Return the same refusal without its traceback, whose frames keep the whole record in memory."""
-        return RecordRefused(self.field, self.found, self.expected, self.remedy)
-
 
 class FileRefused(TrainboxError):
     """A whole file cannot be used: it goes to ``inbox/rejected/`` with its report."""

@@ -89,7 +89,7 @@ class CandidateReader:
         try:
             record = self._normalise_value(source)
         except RecordRefused as problem:
-            return Candidate(source, problem=problem.detached())
+            return Candidate(source, problem=problem)
         return Candidate(source, record, orjson.dumps(record.content()))
 
     def _normalise_value(self, source: RawRecord) -> Record:

@@ -37,7 +37,7 @@ def _parse_element(element: bytes, size: int, limit: int, number: int, done: int
     try:
         return RawRecord(number, parse_object(element), element, done)
     except RecordRefused as problem:
-        return BadRecord(number, problem.detached(), element, size, done)
+        return BadRecord(number, problem, element, size, done)
 
 
 class _ArraySplitter:

@@ -166,6 +166,6 @@ def _read_lines(
         except RecordRefused as problem:
             if not line.endswith(b"\n"):
                 problem.remedy += "; the file ends inside this line, so look whether it was copied whole"
-            yield BadRecord(number, problem.detached(), line, size, done_bytes())
+            yield BadRecord(number, problem, line, size, done_bytes())
         else:
             yield RawRecord(number, value, line, done_bytes())

@@ -46,7 +46,7 @@ def read_csv(file: BinaryIO, limit: int) -> Iterator[RawRecord | BadRecord]:
             cells = _parse_row(row, names, lines)
         except (csv.Error, RecordRefused) as error:
             number += 1
-            problem = error.detached() if isinstance(error, RecordRefused) else _not_csv(error)
+            problem = error if isinstance(error, RecordRefused) else _not_csv(error)
             yield BadRecord(number, problem, bytes(lines.row), lines.size, file.tell())
         else:
             number += 1
