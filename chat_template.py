@@ -35,6 +35,9 @@ IGNORE = -100
 EXACT_CHECKS_PER_SHAPE = 100
 """Conversations of each shape that are rendered whole and compared; later ones only when suspicious."""
 
+SHAPES_KEPT = 1000
+"""Shapes whose markup is remembered at once; files in which every shape is new must not fill the memory."""
+
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 _EXPECTED = "a conversation that the chat template renders word for word"
 _PROBE: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
@@ -94,6 +97,22 @@ class _Shape:
                 spans.append((start, position + end))
             position += len(markup)
         return Layout(position, spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Many conversations as their markup, which is tokenised already, and their contents, which are not."""
+
+    shapes: list[_Shape | RecordRefused]
+    contents: list[str]
+
+    def lay_out(self, content_lengths: Iterable[int]) -> list[Layout | RecordRefused]:
+        """Return the layout of each conversation when its contents have so many tokens."""
+        lengths = iter(content_lengths)
+        return [
+            shape if isinstance(shape, RecordRefused) else shape.lay_out(islice(lengths, len(shape.slots)))
+            for shape in self.shapes
+        ]
 
 
 class _Generation(jinja2.ext.Extension):
@@ -205,23 +224,39 @@ class ChatTemplate:
         self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]
     ) -> list[Encoded | RecordRefused]:
         """Encode many conversations at once; a refusal stands in the place of the record it refuses."""
-        prepared, contents = self._prepare_batch(conversations)
-        ids = iter(self._encode_contents(contents))
+        prepared = self.prepare_batch(conversations)
+        ids = iter(self._encode_contents(prepared.contents))
         return [
-            item if isinstance(item, RecordRefused) else _assemble(item, list(islice(ids, len(item.slots))))
-            for item in prepared
+            shape
+            if isinstance(shape, RecordRefused)
+            else _assemble(shape, list(islice(ids, len(shape.slots))))
+            for shape in prepared.shapes
         ]
 
-    def measure_messages_batch(
-        self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]
-    ) -> list[Layout | RecordRefused]:
-        """Do as `encode_messages_batch`, but only count the tokens: half the work outside the tokenizer."""
-        prepared, contents = self._prepare_batch(conversations)
-        lengths = map(len, self.tokenizer.encode_batch_fast(contents, add_special_tokens=False))
-        return [
-            item if isinstance(item, RecordRefused) else item.lay_out(islice(lengths, len(item.slots)))
-            for item in prepared
-        ]
+    def prepare_batch(self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]) -> Prepared:
+        """Do what of `encode_messages_batch` comes before the tokenizer.
+
+        With `count_tokens` and `Prepared.lay_out` conversations are measured without handing out tokens,
+        and the part that needs no Python can run in another thread.
+        """
+        shapes: list[_Shape | RecordRefused] = []
+        contents: list[str] = []
+        for messages, tools in conversations:
+            try:
+                shape, texts = self._prepare(messages, tools, generation_prompt=False)
+            except RecordRefused as refusal:
+                shapes.append(refusal)
+                continue
+            shapes.append(shape)
+            contents.extend(texts)
+        return Prepared(shapes, contents)
+
+    def count_tokens(self, contents: list[str]) -> list[int]:
+        """Return how many tokens each content becomes; what occurs often is tokenised once."""
+        different = list(dict.fromkeys(contents))
+        encodings = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
+        lengths = dict(zip(different, map(len, encodings), strict=True))
+        return [lengths[content] for content in contents]
 
     def encode_prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
         """Encode a conversation up to the point where the assistant speaks next.
@@ -249,22 +284,6 @@ class ChatTemplate:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Turn token ids into text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))
-
-    def _prepare_batch(
-        self, conversations: Sequence[tuple[Sequence[Message], list[Any] | None]]
-    ) -> tuple[list[_Shape | RecordRefused], list[str]]:
-        """Return the shape of each conversation or its refusal, and the contents of all in one list."""
-        prepared: list[_Shape | RecordRefused] = []
-        contents: list[str] = []
-        for messages, tools in conversations:
-            try:
-                shape, texts = self._prepare(messages, tools, generation_prompt=False)
-            except RecordRefused as refusal:
-                prepared.append(refusal)
-                continue
-            prepared.append(shape)
-            contents.extend(texts)
-        return prepared, contents
 
     def _encode_contents(self, contents: list[str]) -> list[list[int]]:
         return [
@@ -298,10 +317,12 @@ class ChatTemplate:
             shape = self._render_shape(messages, tools, generation_prompt)
         else:
             key = (generation_prompt, *[(message["role"], not message["content"]) for message in messages])
-            cached = self._shapes.get(key)
-            shape = cached or self._shapes.setdefault(
-                key, self._render_shape(messages, tools, generation_prompt)
-            )
+            known = self._shapes.get(key)
+            shape = known or self._render_shape(messages, tools, generation_prompt)
+            if known is None:
+                if len(self._shapes) >= SHAPES_KEPT:
+                    self._shapes.clear()
+                self._shapes[key] = shape
         texts = [messages[slot]["content"] for slot in shape.slots]
         if shape.checks_left or self._has_suspicious(texts):
             shape.checks_left = max(0, shape.checks_left - 1)
@@ -475,7 +496,8 @@ def _compile(template: str) -> tuple[jinja2.Template, tuple[str, ...]]:
         for node in environment.parse(template).find_all(jinja2.nodes.Const)
         if isinstance(node.value, str) and re.search(r"[<>\[\]|]", node.value)
     }
-    return environment.from_string(template), tuple(sorted(constants))
+    shortest = [one for one in constants if not any(other in one for other in constants - {one})]
+    return environment.from_string(template), tuple(sorted(shortest))
 
 
 def _tojson(

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from benchmarks.shapes import (
     PAD_TOKEN_ID,
@@ -26,6 +25,7 @@ from benchmarks.shapes import (
 from chat_template import IGNORE
 from config import Config, load_config
 from evaluation.losses import target_log_probs
+from training.adapter import leave_widening_to_autocast
 from training.batches import StepPlan, collate
 from training.dataset import TokenRows
 from training.model import Learner
@@ -78,7 +78,7 @@ class Speed:
     """Most memory that tensors took on the device; 0 on the CPU."""
 
 
-class Stopwatch(TrainerCallback):
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Times the steps after the warm-up; the device is waited for at both ends only."""
 
     def __init__(self, work: Work) -> None:
@@ -166,6 +166,7 @@ def _bare(work: Work, folder: Path, learner: Learner, rows: TokenRows, stopwatch
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
+    leave_widening_to_autocast(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=True)
     plan = _plan(work, rows)

@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from benchmarks.contenders import Work, our_trainer, run_config
 from benchmarks.shapes import PAD_TOKEN_ID, SEED, random_learner, random_model, random_rows
+from training.adapter import adapter_weights
 from training.batches import collate
-from training.trainer import adapter_weights
 
 PACKED_RECORDS = 4
 PRETENDED_TOKENS = 64
@@ -81,7 +81,7 @@ def packed_logits(work: Work, dtype: torch.dtype, folder: Path) -> LogitDifferen
     )
 
 
-class _Killer(TrainerCallback):
+class _Killer(TrainerCallback):  # type: ignore[misc]
     """Has a checkpoint made after one step, and the process killed in the middle of a later one."""
 
     def __init__(self, save_after: int, kill_in: int | None) -> None:

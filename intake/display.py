@@ -38,7 +38,7 @@ def describe(value: Any) -> str:
 
 
 def describe_keys(value: dict[str, Any], limit: int = 8) -> str:
-    """List the keys of an object, at most `limit` of them."""
+    """List the keys of an object that has some, at most `limit` of them."""
     names = [f"'{printable(str(key), 30)}'" for key in list(value)[:limit]]
     more = ", …" if len(value) > limit else ""
     return f"the keys {', '.join(names)}{more}" if len(value) > 1 else f"the key {names[0]}"

@@ -1,23 +1,27 @@
-"""Records become token counts, a batch at a time, in a thread of their own.
+"""Records become token counts, a batch at a time.
 
-Tokenising runs outside Python's lock: while one batch is tokenised, the next ones are read and parsed.
+The tokenizer runs outside Python's lock, in threads of its own: while it has some batches in hand, the next
+ones are read, parsed and judged here.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from chat_template import ChatTemplate, Layout
+from chat_template import ChatTemplate, Layout, Message
 from errors import RecordRefused
 from intake.candidates import Candidate
 from intake.formats import Record
 
 BATCH_BYTES = 1 << 20
 BATCH_RECORDS = 2048
-BATCHES_AHEAD = 2
+BATCHES_AHEAD = 3
+TOKENISERS = 2
+"""Each uses all cores; while one hands over its results, the other keeps them busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +44,46 @@ def measure_all(candidates: Iterable[Candidate], template: ChatTemplate) -> Gene
 
     Close the generator to end early.
     """
-    pending: deque[tuple[list[Candidate], Future[list[Measure | RecordRefused]]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as tokeniser:
+    pending: deque[_Batch] = deque()
+    with ThreadPoolExecutor(TOKENISERS, thread_name_prefix="tokenise") as tokenisers:
         for batch in _batches(candidates):
-            pending.append((batch, tokeniser.submit(_measure_batch, batch, template)))
+            pending.append(_Batch(batch, template, tokenisers))
             if len(pending) > BATCHES_AHEAD:
-                done, measures = pending.popleft()
-                yield done, measures.result()
-        for done, measures in pending:
-            yield done, measures.result()
+                yield pending.popleft().finish()
+        while pending:
+            yield pending.popleft().finish()
+
+
+class _Batch:
+    """A batch whose contents are being tokenised."""
+
+    def __init__(
+        self, candidates: list[Candidate], template: ChatTemplate, tokenisers: ThreadPoolExecutor
+    ) -> None:
+        self._candidates = candidates
+        self._prepared = template.prepare_batch([talk for one in candidates for talk in _conversations(one)])
+        self._lengths = tokenisers.submit(template.count_tokens, self._prepared.contents)
+        texts = [one.record.text for one in candidates if one.record and one.record.kind == "text"]
+        self._texts = tokenisers.submit(template.encode_text_batch, texts)
+
+    def finish(self) -> Measured:
+        """Wait for the tokenizer and return the measures."""
+        # All records of a file are of one kind, so one of the two is empty.
+        layouts = self._prepared.lay_out(self._lengths.result())
+        layouts += [Layout(len(text.input_ids), text.spans) for text in self._texts.result()]
+        remaining = iter(layouts)
+        return self._candidates, [_measure(one, remaining) for one in self._candidates]
+
+
+def _conversations(candidate: Candidate) -> list[tuple[Sequence[Message], list[Any] | None]]:
+    """Return what of a record the template has to render: a chat, both sides of a pair, or nothing."""
+    match candidate.record:
+        case Record(kind="chat", messages=messages, tools=tools):
+            return [(messages, tools)]
+        case Record(kind="preference", prompt=prompt, chosen=chosen, rejected=rejected):
+            return [([*prompt, *chosen], None), ([*prompt, *rejected], None)]
+        case _:
+            return []
 
 
 def _batches(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
@@ -62,26 +97,6 @@ def _batches(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _measure_batch(batch: list[Candidate], template: ChatTemplate) -> list[Measure | RecordRefused]:
-    conversations = []
-    texts = []
-    for candidate in batch:
-        match candidate.record:
-            case Record(kind="chat", messages=messages, tools=tools):
-                conversations.append((messages, tools))
-            case Record(kind="preference", prompt=prompt, chosen=chosen, rejected=rejected):
-                conversations += [([*prompt, *chosen], None), ([*prompt, *rejected], None)]
-            case Record(text=text):
-                texts.append(text)
-    # All records of a file are of one kind, so one of the two is empty.
-    layouts = iter([*template.measure_messages_batch(conversations), *_measure_texts(texts, template)])
-    return [_measure(candidate, layouts) for candidate in batch]
-
-
-def _measure_texts(texts: list[str], template: ChatTemplate) -> list[Layout]:
-    return [Layout(len(text.input_ids), text.spans) for text in template.encode_text_batch(texts)]
 
 
 def _measure(candidate: Candidate, layouts: Iterator[Layout | RecordRefused]) -> Measure | RecordRefused:

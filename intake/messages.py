@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from chat_template import Message
 from errors import RecordRefused
-from intake.display import describe, describe_keys
+from intake.display import describe
 from intake.strict_json import parse_value
 
 MESSAGE_LIST = "a list of {role, content}"
@@ -169,7 +169,7 @@ def _parse_message(item: Any, field: str) -> Message:
     spelled = item.get(role_key)
     role = _ROLES.get(spelled) if type(spelled) is str else None
     if role is None:
-        found = describe(spelled) if role_key in item else f"no role among {describe_keys(item)}"
+        found = describe(spelled) if role_key in item else f"no role in {describe(item)}"
         raise RecordRefused(f"{field}.{role_key}", found, _EXPECTED_ROLES, "rename the role")
     if spelled == "function_call":
         calls = _parse_json_text(item.get(content_key), f"{field}.{content_key}")

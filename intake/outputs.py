@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -25,37 +26,40 @@ class RecordFiles:
 
     def __init__(self, run: RunPaths | None) -> None:
         self._run = run
-        self._open: dict[Path, BinaryIO] = {}
+        self._train: BinaryIO | None = None
+        self._held_out: BinaryIO | None = None
+        self._refused: BinaryIO | None = None
 
     def __enter__(self) -> RecordFiles:
         if self._run is not None:
             durable.make_folder(self._run.data)
-            for final in (self._run.train_records, self._run.held_out_records, self._run.refused):
-                self._open[final] = open(_temporary(final), "wb", buffering=1 << 18)
+            self._train = _open_temporary(self._run.train_records)
+            self._held_out = _open_temporary(self._run.held_out_records)
+            self._refused = _open_temporary(self._run.refused)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for final, file in self._open.items():
+        for final, file in self._files():
             file.close()
             _temporary(final).unlink(missing_ok=True)
 
     def train(self, stored: bytes) -> None:
         """Write one record that will be trained."""
-        if self._run is not None:
-            self._open[self._run.train_records].write(stored)
+        if self._train is not None:
+            self._train.write(stored)
 
     def hold_out(self, stored: bytes) -> None:
         """Write one record that is kept for evaluation."""
-        if self._run is not None:
-            self._open[self._run.held_out_records].write(stored)
+        if self._held_out is not None:
+            self._held_out.write(stored)
 
     def refuse(self, refusal: Refusal, source: RawRecord | BadRecord) -> None:
         """Write one refused record with its reason and its original bytes."""
-        if self._run is not None:
+        if self._refused is not None:
             line = refusal.model_dump() | _original(source)
-            self._open[self._run.refused].write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            self._refused.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def publish(self, card: ReportCard) -> None:
         """Give the complete files their names, the report last; a refused file has nothing to train."""
@@ -65,7 +69,7 @@ class RecordFiles:
         if card.usable:
             wanted |= {self._run.train_records, self._run.held_out_records}
         self._run.report.unlink(missing_ok=True)
-        for final, file in self._open.items():
+        for final, file in self._files():
             file.flush()
             os.fsync(file.fileno())
             final.unlink(missing_ok=True)
@@ -73,6 +77,18 @@ class RecordFiles:
                 durable.move_file(_temporary(final), final)
         durable.write_bytes(self._run.report_text, card.to_text().encode("utf-8"))
         durable.write_json(self._run.report, card.model_dump(mode="json"))
+
+    def _files(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """Yield the open files with the names they will have."""
+        if self._run is not None:
+            finals = (self._run.train_records, self._run.held_out_records, self._run.refused)
+            for final, file in zip(finals, (self._train, self._held_out, self._refused), strict=True):
+                if file is not None:
+                    yield final, file
+
+
+def _open_temporary(final: Path) -> BinaryIO:
+    return open(_temporary(final), "wb", buffering=1 << 18)
 
 
 def _temporary(final: Path) -> Path:

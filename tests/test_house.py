@@ -101,12 +101,13 @@ def test_config_yaml_comments_every_key() -> None:
 
 @pytest.mark.parametrize("key", list(config_keys()))
 def test_every_key_has_a_test_that_it_changes_something(key: str) -> None:
-    marker = re.compile(r"config_key\(([^)]*)\)")
     named = {
-        name
+        constant.value
         for path in (ROOT / "tests").rglob("test_*.py")
-        for arguments in marker.findall(path.read_text(encoding="utf-8"))
-        for name in re.findall(r'"([^"]+)"', arguments)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "config_key"
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant)
     }
     assert key in named
 

@@ -113,7 +113,7 @@ BAD_LINES: list[tuple[str, bytes, str, str, str]] = [
         "role missing",
         b'{"messages":[{"content":"2+2?"}]}',
         "messages[0].role",
-        "no role among the key",
+        "no role in an object",
         "rename",
     ),
     (

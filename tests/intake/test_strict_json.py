@@ -20,7 +20,11 @@ class Pairs(list[tuple[str, Any]]):
 
 KEYS = st.text(st.sampled_from('ab":\\ \n'), max_size=4)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | KEYS,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | KEYS,
     lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(KEYS, inner), max_size=4).map(Pairs),
     max_leaves=12,
 )
