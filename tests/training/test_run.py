@@ -361,12 +361,11 @@ def test_the_seed_decides_the_run(workshop: Any, make_chats: Records) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.config_key(
-    *("train.learning_rate", "train.lr_scheduler_type", "train.min_lr_ratio", "train.warmup_ratio"),
-    *("train.weight_decay", "train.max_grad_norm", "train.optim", "train.lora_r", "train.lora_alpha"),
-    *("train.lora_dropout", "train.lora_target_modules", "train.batching", "train.num_train_epochs"),
-    *("train.per_device_train_batch_size", "train.gradient_accumulation_steps"),
-)
+@pytest.mark.config_key("train.learning_rate", "train.lr_scheduler_type", "train.min_lr_ratio")
+@pytest.mark.config_key("train.warmup_ratio", "train.weight_decay", "train.max_grad_norm", "train.optim")
+@pytest.mark.config_key("train.lora_r", "train.lora_alpha", "train.lora_dropout", "train.lora_target_modules")
+@pytest.mark.config_key("train.batching", "train.num_train_epochs", "train.per_device_train_batch_size")
+@pytest.mark.config_key("train.gradient_accumulation_steps")
 def test_each_key_of_the_optimisation_changes_what_is_learned(workshop: Any, make_chats: Records) -> None:
     changes = (
         "",
