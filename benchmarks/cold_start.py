@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     preloaded, plain = (measure(base_model, preload=preload) for preload in (True, False))
     Console(highlight=False).print(to_table(preloaded, plain))
     if options.json:
-        print(json.dumps({"cold_start": {part: round(s, 3) for part, s in asdict(preloaded).items()}}))
+        print(json.dumps({part: round(s, 3) for part, s in asdict(preloaded).items()}))
     return 0
 
 

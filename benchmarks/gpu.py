@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     for table in to_tables(results):
         Console(highlight=False).print(table)
     if options.json:
-        print(json.dumps({"gpu": results}))
+        print(json.dumps(results))
     return 0
 
 
