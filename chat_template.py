@@ -13,18 +13,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from errors import ConfigError, RecordRefused
+from jinja_sandbox import compile_template, distinguishing_constants
 
 Message = dict[str, Any]
 """A dict with ``role`` (system, user, assistant, tool), ``content`` (str) and, with tools, ``tool_calls``."""
@@ -115,17 +112,6 @@ class Prepared:
         ]
 
 
-class _Generation(jinja2.ext.Extension):
-    """Accept ``{% generation %}`` blocks; their body is rendered as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
-
-    def parse(self, parser: Any) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        body: list[jinja2.nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return body
-
-
 class ChatTemplate:
     """A tokenizer with its template. Build it with `ChatTemplate.load`."""
 
@@ -159,7 +145,8 @@ class ChatTemplate:
         self._compiled: jinja2.Template | None = None
         self._suspicious: tuple[str, ...] = ()
         if template is not None:
-            self._compiled, self._suspicious = _compile(template)
+            self._compiled = compile_template(template)
+            self._suspicious = distinguishing_constants(template)
         self.end_of_turn_id = self._find_end_of_turn()
         self._disagreement: str | None = None
         self._disagreement = self._find_disagreement()
@@ -481,39 +468,6 @@ def _assemble(shape: _Shape, contents: Sequence[list[int]]) -> Encoded:
             spans.append((start, len(ids) + end))
         ids += markup
     return Encoded(ids, spans)
-
-
-def _compile(template: str) -> tuple[jinja2.Template, tuple[str, ...]]:
-    """Compile in the sandbox and list the constants by which a template could single out a content."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
-    constants = {
-        node.value
-        for node in environment.parse(template).find_all(jinja2.nodes.Const)
-        if isinstance(node.value, str) and re.search(r"[<>\[\]|]", node.value)
-    }
-    shortest = [one for one in constants if not any(other in one for other in constants - {one})]
-    return environment.from_string(template), tuple(sorted(shortest))
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> str:
-    raise jinja2.TemplateError(message)
 
 
 def _refusal(found: str, expected: str) -> RecordRefused:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"errors"},
-    {"durable"},
+    {"durable", "jinja_sandbox"},
     {"config", "chat_template"},
     {"monitoring", "evaluation"},
     {"intake"},
