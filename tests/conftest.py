@@ -44,6 +44,18 @@ ANSWERS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the quick tests first: those of a real model last, those of whole processes before them."""
+    whole_processes = ("test_cli", "test_daemon", "test_worker", "test_gpu_benchmark", "test_presets")
+
+    def slowness(item: pytest.Item) -> int:
+        if item.get_closest_marker("real_model") is not None:
+            return 2
+        return int(item.path.stem in whole_processes)
+
+    items.sort(key=slowness)
+
+
 def chats(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Make conversations of different lengths whose answer follows from the question."""
     draw = random.Random(seed)

@@ -393,6 +393,16 @@ def test_each_key_of_the_optimisation_changes_what_is_learned(workshop: Any, mak
     assert len(set(hashes.values())) == len(changes), hashes
 
 
+@pytest.mark.config_key("model.precision")
+def test_a_run_in_bfloat16_learns_and_shows_answers(workshop: Any, make_chats: Records) -> None:
+    job = workshop.job(make_chats(30), *STEPS, "model.precision=bfloat16")
+    outcome, events = workshop.carry_out(job)
+    assert outcome.outcome == "completed"
+    assert of_kind(events, "example")
+    losses = [event["loss"] for event in of_kind(events, "step")]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.config_key("evaluation.sample_prompts")
 @pytest.mark.parametrize("count", [0, 2])
 def test_as_many_held_out_prompts_are_shown_as_configured(
