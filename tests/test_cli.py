@@ -235,5 +235,5 @@ def test_watching_the_status_shows_it_again_and_again(lineage: Path) -> None:
         shown = (line for line in watching.stdout if line.startswith("daemon"))
         assert ["not running" in line for line in itertools.islice(shown, 2)] == [True, True]
     finally:
-        watching.send_signal(signal.SIGINT)
+        watching.terminate()
         watching.communicate(timeout=30)
