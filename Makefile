@@ -1,14 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+TEST_TOOLS := gcc libc6-dev strace systemd e2fsprogs xfsprogs btrfs-progs fuse3 postgresql
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format clean
+.PHONY: help install demo run test crash test-tools check format clean
 
 help:     ## show these targets
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 install: $(INSTALLED)  ## make .venv and install the pinned dependencies
 
@@ -20,6 +21,12 @@ run: install  ## start the daemon on this folder
 
 test: install  ## run the whole test suite, fast tests first
 	$(BIN)/python -m pytest
+
+crash: install  ## kill, cut and fault every state-changing step of a job's life; minutes
+	$(BIN)/python -m tests.crash
+
+test-tools:  ## Debian packages that the crash, systemd and ledger tests need (root; without them they are skipped)
+	apt-get install --yes --no-install-recommends $(TEST_TOOLS)
 
 check: install  ## lint, formatting and types
 	$(BIN)/ruff check .

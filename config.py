@@ -64,6 +64,8 @@ class InboxConfig(Section):
     """Train a file again whose very bytes were trained before."""
     max_file_bytes: PositiveInt = 10 * 2**30
     """Larger files are rejected before they are copied."""
+    unfinished_line_seconds: NonNegativeFloat = 30.0
+    """A file of lines whose last line has no end must stand still for so long: it may be half copied."""
 
 
 class DataConfig(Section):
@@ -169,6 +171,36 @@ class WorkerConfig(Section):
     """Start the worker's imports while a file settles."""
 
 
+class DiskConfig(Section):
+    """How much of the disk is left alone."""
+
+    min_free_bytes: Annotated[int, Field(ge=0)] = 2 * 2**30
+    """A job waits, and uses up no attempt, while less than this would be left free."""
+
+
+class RetentionConfig(Section):
+    """What is kept of old runs and versions."""
+
+    max_bytes: Annotated[int, Field(ge=0)] = 100 * 2**30
+    """Versions, backups and runs are removed, oldest first, above this; never what is still needed."""
+    run_logs: PositiveInt = 200
+    """Newest worker logs kept in logs/runs/."""
+
+
+class BackupConfig(Section):
+    """Where versions are copied to."""
+
+    root: str = ""
+    """A second folder, best on another disk, that gets a verified copy of each version; empty means none."""
+
+
+class LedgerConfig(Section):
+    """The index of jobs and metrics."""
+
+    url: str = ""
+    """An SQLAlchemy URL, for instance of PostgreSQL; empty means SQLite in status/ledger.db."""
+
+
 class MonitoringConfig(Section):
     """How often signals are written."""
 
@@ -201,6 +233,10 @@ class Config(BaseSettings):
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
     worker: WorkerConfig = WorkerConfig()
+    disk: DiskConfig = DiskConfig()
+    retention: RetentionConfig = RetentionConfig()
+    backup: BackupConfig = BackupConfig()
+    ledger: LedgerConfig = LedgerConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
     logging: LoggingConfig = LoggingConfig()
 
@@ -451,6 +487,20 @@ class Paths:
     @property
     def runs(self) -> Path:
         return self.models / "runs"
+
+    @property
+    def backups(self) -> Path:
+        """Versions that were deleted, or copied aside."""
+        return self.models / "backups"
+
+    @property
+    def consolidated(self) -> Path:
+        """Full models: a base with an adapter merged into it."""
+        return self.models / "consolidated"
+
+    @property
+    def ledger(self) -> Path:
+        return self.base / "status" / "ledger.db"
 
     @property
     def held_out(self) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from config import Config, config_keys
@@ -112,13 +113,21 @@ def test_every_key_has_a_test_that_it_changes_something(key: str) -> None:
     assert key in named
 
 
+def command_names(app: typer.Typer) -> Iterator[str]:
+    """Yield every command as a person types it, for instance ``versions verify``."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield command.name or command.callback.__name__.replace("_", "-")
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        yield from (f"{group.name} {name}" for name in command_names(group.typer_instance))
+
+
 def test_every_command_is_in_the_readme() -> None:
     from cli import app
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = [
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    ]
+    names = list(command_names(app))
     assert names
     assert [name for name in names if f"trainbox {name}" not in readme] == []
 
