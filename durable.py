@@ -90,7 +90,7 @@ def copy_hashed(
 ) -> tuple[str, int]:
     """Copy an open file descriptor from its start to the new file `destination`, synced.
 
-    Returns the sha256 in hex and the size in bytes of what was copied; `on_progress` is called for each chunk.
+    Returns the sha256 in hex and the size in bytes of the copy; `on_progress` is called for each chunk.
     """
     digest = hashlib.sha256()
     size = 0

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -197,7 +197,7 @@ def verify(unit: str, name: str, kind: Kind) -> None:
 
 
 def _account(kind: Kind, base: Path, run_as: str | None) -> pwd.struct_passwd:
-    """Return who the daemon runs as: who asks, or for a system unit the owner of the base folder, never root."""
+    """Return who runs the daemon: whoever asks, or in a system unit the base folder's owner, never root."""
     if kind == "user":
         if run_as is not None:
             raise UsageError("--run-as: only a system unit runs as somebody else; add --system")

@@ -223,7 +223,8 @@ def copy_privately(
 ) -> str | None:
     """Copy a candidate to the new file `destination`, synced, and return the sha256 of the copy.
 
-    `on_progress` is called again and again meanwhile. Returns None, with a copy that must be thrown away, when the file vanished or was changed meanwhile.
+    Returns None, with a copy that must be thrown away, when the file vanished or was changed meanwhile.
+    `on_progress` is called again and again while it is copied.
     """
     try:
         descriptor = _open_quietly(candidate.path)

@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 PINGS = 3
 """Signs of life within the time after which systemd takes us for dead."""
+SEND_SECONDS = 1.0
+"""The loop waits no longer than this for a systemd that does not read."""
 
 
 class Notifier:
@@ -52,6 +54,7 @@ class Notifier:
             return
         target = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.settimeout(SEND_SECONDS)
             try:
                 notify.sendto("\n".join(assignments).encode(), target)
                 self._is_heard = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
+
+import durable
+from config import Paths
+from training.jobs import Job, JobStore
 
 BOOT = Path(__file__).parent / "own_systemd.sh"
 ROOT = BOOT.parent.parent.parent
@@ -23,8 +29,12 @@ BOOT_SECONDS = 20.0
 CODE = Path("/opt/trainbox")
 VENV = Path("/opt/venv")
 PYTHON = VENV / "bin" / "python"
-SHARED = Path("/srv/shared")
+SHARED = Path("/home/trainer/shared")
 """Where the machine sees the checkout, the virtual environment, and the folder it shares with the test."""
+STUB_DAEMON = CODE / "tests" / "systemd" / "stub_daemon.py"
+USER_ENVIRONMENT = {"HOME": "/home/trainer", "XDG_RUNTIME_DIR": f"/run/user/{TRAINER}"}
+BASE_NAME = """base 100% of $HOME's "files" \\o/"""
+"""All that a unit file could take for something else."""
 
 
 def wait_until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
@@ -92,6 +102,8 @@ class Machine:
             said = self._log.read_text(encoding="utf-8")
             self.shut_down()
             raise AssertionError(f"the systemd of our own did not come up; it said:\n{said}") from None
+        for folder in Path(sys.base_prefix).parents:  # root's own Python may be the one under test
+            self.run("chmod", "o+x", str(folder))
 
     def run(
         self, *command: str, user: int = 0, environment: Mapping[str, str] | None = None, check: bool = True
@@ -112,6 +124,20 @@ class Machine:
         )
         assert not check or finished.returncode == 0, f"{command}: {finished.stdout}{finished.stderr}"
         return finished
+
+    def start_user_manager(self) -> None:
+        """Start the systemd of the account `trainer`, as its login would."""
+        runtime = USER_ENVIRONMENT["XDG_RUNTIME_DIR"]
+        self.run("install", "-d", "-m", "0700", "-o", str(TRAINER), "-g", str(TRAINER), runtime)
+        if self.run("systemctl", "is-active", "user-manager", check=False).returncode == 0:
+            return
+        properties = ("User=trainer", "Delegate=yes", "Type=notify", "NotifyAccess=all")
+        self.run(
+            *("systemd-run", "--quiet", "--unit=user-manager"),
+            *(f"--property={assignment}" for assignment in properties),
+            *(f"--setenv={name}={value}" for name, value in USER_ENVIRONMENT.items()),
+            *(str(SYSTEMD), "--user", "--unit=basic.target"),
+        )
 
     def shut_down(self) -> None:
         """Kill everything inside at once, and remove what is left of it: its control groups."""
@@ -136,3 +162,118 @@ class Machine:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
         return not self._cgroup.exists()
+
+
+class Unit:
+    """One base folder and its unit, made by `trainbox install-service`."""
+
+    _made = 0
+
+    def __init__(self, machine: Machine, kind: Literal["system", "user"]) -> None:
+        Unit._made += 1
+        self.name = f"trainbox-{Unit._made}"
+        self.kind = kind
+        self._machine = machine
+        self.paths = Paths(machine.shared / self.name / BASE_NAME)
+        self.paths.create()
+        for folder in (self.paths.base.parent, *self.paths.base.parent.rglob("*")):
+            os.chown(folder, TRAINER, TRAINER)
+        self.inside = SHARED / self.name / BASE_NAME
+        """The base folder as the machine sees it."""
+        self.trainbox("install-service", "--base", str(self.inside), f"--{kind}", "--name", self.name)
+        folder = "/etc/systemd/system" if kind == "system" else "/home/trainer/.config/systemd/user"
+        self.file = f"{folder}/{self.name}.service"
+        self.text = self.run("cat", self.file).stdout
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command as who has the unit: root, or the user."""
+        if self.kind == "system":
+            return self._machine.run(*command, check=check)
+        return self._machine.run(*command, user=TRAINER, environment=USER_ENVIRONMENT, check=check)
+
+    def trainbox(self, *arguments: str) -> str:
+        environment = USER_ENVIRONMENT if self.kind == "user" else {}
+        user = TRAINER if self.kind == "user" else 0
+        command = (str(PYTHON), "-m", "cli", *arguments)
+        variables = {**environment, "PYTHONPATH": str(CODE)}
+        return self._machine.run(*command, user=user, environment=variables).stdout
+
+    def systemctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("systemctl", f"--{self.kind}", *arguments, check=check)
+
+    def change(self, *lines: str, has_stub: bool = True) -> None:
+        """Add lines to the unit's [Service] as a person would; first the stub daemon instead of the daemon."""
+        if has_stub:
+            (start,) = [line for line in self.text.splitlines() if line.startswith("ExecStart=")]
+            stub = start.replace(str(CODE / "daemon.py"), str(STUB_DAEMON))
+            lines = ("ExecStart=", stub, *lines)
+        text = "\n".join(["[Service]", *lines, ""])
+        self.run("mkdir", "-p", f"{self.file}.d")
+        self.run("sh", "-c", 'printf %s "$1" > "$2"', "sh", text, f"{self.file}.d/test.conf")
+        self.systemctl("daemon-reload")
+
+    def start(self, *lines: str, has_stub: bool = True) -> None:
+        """Change the unit and start it; returns when it is ready."""
+        self.change(*lines, has_stub=has_stub)
+        self.systemctl("start", self.name)
+
+    def stop(self) -> None:
+        self.systemctl("stop", self.name)
+
+    def property(self, name: str) -> str:
+        return self.systemctl("show", "--value", f"--property={name}", self.name).stdout.strip()
+
+    def signal_daemon(self, name: str) -> None:
+        """Send a signal to the daemon alone."""
+        pid = self.property("MainPID")
+        assert pid != "0"
+        self._machine.run("kill", f"-{name}", pid)
+
+    def worker(self) -> int | None:
+        """Return the pid of the worker that runs now."""
+        pids = self._machine.run("pgrep", "-f", f"stub_worker.py .*/{self.name}/", check=False).stdout.split()
+        return int(pids[0]) if pids else None
+
+    def has_process(self, pid: int) -> bool:
+        return self._machine.run("test", "-e", f"/proc/{pid}", check=False).returncode == 0
+
+    def journal(self) -> str:
+        unit = f"--unit={self.name}" if self.kind == "system" else f"--user-unit={self.name}"
+        return self._machine.run("journalctl", "--quiet", "--output=cat", unit).stdout
+
+    def drop(self, **script: object) -> None:
+        """Drop a file for the stub worker."""
+        (self.paths.inbox / "a.jsonl").write_text(json.dumps({"stub": script}) + "\n", encoding="utf-8")
+
+    def command(self, command: str) -> None:
+        self.paths.control(command).touch()
+
+    def status(self, field: str) -> object:
+        try:
+            return durable.read_json(self.paths.status_file)[field]
+        except FileNotFoundError:
+            return None
+
+    def is_at_step(self, step: int) -> bool:
+        at = self.status("batch_step")
+        return self.status("state") == "training" and isinstance(at, int) and at >= step
+
+    def is_done(self) -> bool:
+        return (self.paths.done / "a.jsonl").exists()
+
+    def job(self) -> Job:
+        (job,) = JobStore(self.paths).all()
+        return job
+
+    def steps(self) -> list[int]:
+        """Return every step that was trained, in order, as the worker told it."""
+        lines = self.paths.run(self.job().job_id).events.read_bytes().splitlines()
+        return [event["step"] for event in map(json.loads, lines) if event["event"] == "step"]
+
+    def remove(self) -> None:
+        """End whatever runs, and forget the unit."""
+        self.systemctl("kill", "--signal=KILL", self.name, check=False)
+        self.systemctl("stop", self.name, check=False)
+        self.systemctl("reset-failed", self.name, check=False)
+        self.run("rm", "-r", "-f", self.file, f"{self.file}.d")
+        self.systemctl("daemon-reload")
