@@ -176,13 +176,12 @@ class Unit:
         self._machine = machine
         self.paths = Paths(machine.shared / self.name / BASE_NAME)
         self.paths.create()
-        for folder in (self.paths.base.parent, *self.paths.base.parent.rglob("*")):
-            os.chown(folder, TRAINER, TRAINER)
+        self.give(self.paths.base.parent)
         self.inside = SHARED / self.name / BASE_NAME
         """The base folder as the machine sees it."""
         self.trainbox("install-service", "--base", str(self.inside), f"--{kind}", "--name", self.name)
-        folder = "/etc/systemd/system" if kind == "system" else "/home/trainer/.config/systemd/user"
-        self.file = f"{folder}/{self.name}.service"
+        units = "/etc/systemd/system" if kind == "system" else "/home/trainer/.config/systemd/user"
+        self.file = f"{units}/{self.name}.service"
         self.text = self.run("cat", self.file).stdout
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -202,7 +201,7 @@ class Unit:
         return self.run("systemctl", f"--{self.kind}", *arguments, check=check)
 
     def change(self, *lines: str, has_stub: bool = True) -> None:
-        """Add lines to the unit's [Service] as a person would; first the stub daemon instead of the daemon."""
+        """Add lines to the unit's [Service] as a person would, first the stub daemon for the daemon."""
         if has_stub:
             (start,) = [line for line in self.text.splitlines() if line.startswith("ExecStart=")]
             stub = start.replace(str(CODE / "daemon.py"), str(STUB_DAEMON))
@@ -245,6 +244,11 @@ class Unit:
         """Drop a file for the stub worker."""
         (self.paths.inbox / "a.jsonl").write_text(json.dumps({"stub": script}) + "\n", encoding="utf-8")
 
+    def give(self, path: Path) -> None:
+        """Make the account that trains the owner of a path and of all below it."""
+        for owned in (path, *path.rglob("*")):
+            os.chown(owned, TRAINER, TRAINER)
+
     def command(self, command: str) -> None:
         self.paths.control(command).touch()
 
@@ -260,6 +264,9 @@ class Unit:
 
     def is_done(self) -> bool:
         return (self.paths.done / "a.jsonl").exists()
+
+    def is_failed(self) -> bool:
+        return (self.paths.failed / "a.jsonl").exists()
 
     def job(self) -> Job:
         (job,) = JobStore(self.paths).all()

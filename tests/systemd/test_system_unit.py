@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -191,15 +190,13 @@ def test_the_exposure_is_small_and_no_device_is_hidden(unit: Unit) -> None:
 def test_the_real_worker_trains_under_the_hardened_unit(
     unit: Unit, tiny_model: Path, make_chats: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    model = unit.paths.base / "tiny"
-    shutil.copytree(tiny_model, model)
+    shutil.copytree(tiny_model, unit.paths.base / "tiny")
     settings = "model:\n  base: tiny\n  precision: float32\ninbox:\n  settle_seconds: 0.2\n"
     unit.paths.config_file.write_text(settings, encoding="utf-8")
     lines = [json.dumps(record) + "\n" for record in make_chats(30)]
-    dropped = unit.paths.inbox / "a.jsonl"
-    dropped.write_text("".join(lines), encoding="utf-8")
-    os.chown(dropped, TRAINER, TRAINER)
+    (unit.paths.inbox / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    unit.give(unit.paths.base)
     unit.start(has_stub=False)
-    wait_until(lambda: unit.is_done() or unit.property("ActiveState") != "active", seconds=120)
+    wait_until(lambda: unit.is_done() or unit.is_failed(), seconds=150)
     assert (unit.job().outcome, unit.job().version) == ("completed", "v0001"), unit.journal()
     assert (unit.paths.current / "adapter_model.safetensors").stat().st_uid == TRAINER
