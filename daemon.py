@@ -46,8 +46,8 @@ CLAIM_SECONDS = 1.0
 """Files are claimed for so long at a stretch, then commands and the running job are looked after."""
 SCAN_GAP_SECONDS = 0.1
 """However many events come, the inbox is not scanned more often."""
-EXTEND_STOP_SECONDS = 10
-"""While the worker saves, systemd is asked again and again for so much more time."""
+EXTEND_STOP_SECONDS = 30
+"""While the worker saves, systemd is asked again and again for so much more time; it must exit in it, too."""
 SHOWN_NAMES = 20
 
 

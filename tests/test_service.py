@@ -181,5 +181,5 @@ def test_a_base_folder_with_a_wrong_configuration_gets_no_unit(base: Path, confi
     (base / "config.yaml").write_text("trian:\n  seed: 1\n")
     refused = trainbox("--base", str(base))
     assert refused.returncode == 2
-    assert "did you mean" in refused.stderr
+    assert "did you mean" in " ".join(refused.stderr.split())
     assert not configuration.exists()

@@ -24,7 +24,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def unit(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Unit]:
+def unit(machine: Machine) -> Iterator[Unit]:
     """A base folder with a system unit made by the command, not yet started."""
     made = Unit(machine, "system")
     yield made

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -53,8 +52,9 @@ def what_is_missing() -> str | None:
         return f"not installed: {', '.join(missing) or SYSTEMD}; run: make test-tools"
     if "overlay" not in Path("/proc/filesystems").read_text(encoding="ascii").split():
         return "this kernel has no overlayfs"
-    if _cgroup2() is None:
-        return "no cgroup2 is mounted"
+    cgroup2 = _cgroup2()
+    if cgroup2 is None or not os.access(cgroup2, os.W_OK):
+        return "no cgroup2 is mounted that could be written to"
     if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], check=False).returncode != 0:
         return "this root may not make namespaces"
     return None
@@ -139,10 +139,15 @@ class Machine:
             *(str(SYSTEMD), "--user", "--unit=basic.target"),
         )
 
+    def processes(self) -> list[int]:
+        """Return what runs inside, by the pids of the host."""
+        groups = [folder for folder, _, _ in os.walk(self._cgroup)]
+        files = [Path(folder, "cgroup.procs") for folder in groups]
+        return [int(pid) for file in files for pid in file.read_text(encoding="ascii").split()]
+
     def shut_down(self) -> None:
         """Kill everything inside at once, and remove what is left of it: its control groups."""
-        (self._cgroup / "cgroup.kill").write_text("1", encoding="ascii")
-        self._outer.send_signal(signal.SIGKILL)
+        self._outer.kill()  # PID 1 dies with it, and all of its namespaces with PID 1
         self._outer.wait()
         wait_until(self._has_vanished)
 
@@ -226,12 +231,16 @@ class Unit:
         """Send a signal to the daemon alone."""
         pid = self.property("MainPID")
         assert pid != "0"
-        self._machine.run("kill", f"-{name}", pid)
+        self._machine.run("sh", "-c", f"kill -{name} {pid}")
 
     def worker(self) -> int | None:
-        """Return the pid of the worker that runs now."""
-        pids = self._machine.run("pgrep", "-f", f"stub_worker.py .*/{self.name}/", check=False).stdout.split()
-        return int(pids[0]) if pids else None
+        """Return the pid of the worker that runs now, the only other process of the service."""
+        group = self.property("ControlGroup")
+        if not group:
+            return None
+        pids = self._machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False).stdout.split()
+        others = [int(pid) for pid in pids if pid != self.property("MainPID")]
+        return others[0] if others else None
 
     def has_process(self, pid: int) -> bool:
         return self._machine.run("test", "-e", f"/proc/{pid}", check=False).returncode == 0

@@ -44,7 +44,7 @@ def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(u
 
 
 def test_a_killed_daemon_takes_its_worker_along_is_restarted_and_goes_on(unit: Unit) -> None:
-    unit.drop(steps=200, step_seconds=0.01, checkpoint_every=5)
+    unit.drop(steps=200, step_seconds=0.01, checkpoint_every=10)
     unit.start(QUICKLY)
     wait_until(lambda: unit.is_at_step(12))
     worker = unit.worker()
@@ -59,9 +59,9 @@ def test_a_killed_daemon_takes_its_worker_along_is_restarted_and_goes_on(unit: U
 
 
 def test_a_hung_daemon_is_ended_by_the_watchdog_says_where_it_hung_and_is_restarted(unit: Unit) -> None:
-    unit.drop(steps=500, step_seconds=0.01, checkpoint_every=5)
+    unit.drop(steps=300, step_seconds=0.01, checkpoint_every=20)
     unit.start(QUICKLY, "WatchdogSec=1s")
-    wait_until(lambda: unit.is_at_step(5))
+    wait_until(lambda: unit.is_at_step(25))
     unit.signal_daemon("STOP")
     wait_until(lambda: unit.property("NRestarts") == "1")
     journal = unit.journal()
@@ -110,7 +110,7 @@ def test_a_daemon_that_dies_again_and_again_is_given_up(unit: Unit) -> None:
 
 
 def test_a_stop_waits_for_a_checkpoint_that_takes_longer_than_its_time(unit: Unit) -> None:
-    unit.drop(**LONG, save_seconds=4)
+    unit.drop(**LONG, save_seconds=3)
     unit.start("TimeoutStopSec=1s")
     wait_until(lambda: unit.is_at_step(3))
     unit.stop()
