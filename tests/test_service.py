@@ -127,6 +127,11 @@ def test_a_system_unit_runs_as_the_owner_of_the_base_folder_and_never_as_root(ba
     assert setting(make(base, run_as=None).unit(), "User") == "nobody"
 
 
+def test_what_to_run_next_is_told_for_each_kind(base: Path) -> None:
+    assert make(base, name="box").next_commands()[-1] == "sudo systemctl enable --now box"
+    assert make(base, "user", run_as=None).next_commands()[-1] == "loginctl enable-linger"
+
+
 def test_only_a_system_unit_runs_as_somebody_else(base: Path) -> None:
     with pytest.raises(UsageError, match="add --system"):
         make(base, "user", run_as="nobody")

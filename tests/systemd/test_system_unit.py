@@ -29,7 +29,7 @@ def test_start_returns_when_the_daemon_is_ready_and_its_status_is_shown(unit: Un
 
 
 def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(unit: Unit) -> None:
-    unit.drop(steps=100, step_seconds=0.02)
+    unit.drop(steps=60, step_seconds=0.02)
     unit.start()
     wait_until(lambda: unit.is_at_step(5))
     unit.stop()
@@ -39,7 +39,7 @@ def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(u
     assert step is not None and unit.steps() == list(range(1, step + 1))
     unit.systemctl("start", unit.name)
     wait_until(unit.is_done)
-    assert unit.steps() == list(range(1, 101))
+    assert unit.steps() == list(range(1, 61))
     assert unit.job().outcome == "completed"
 
 

@@ -6,7 +6,7 @@ from tests.systemd.machine import SHARED, Unit, wait_until
 
 
 def test_a_user_starts_stops_and_goes_on_without_being_root(user_unit: Unit) -> None:
-    user_unit.drop(steps=100, step_seconds=0.02)
+    user_unit.drop(steps=60, step_seconds=0.02)
     user_unit.start()
     wait_until(lambda: user_unit.is_at_step(5))
     assert user_unit.property("StatusText") == "training a.jsonl"
@@ -14,7 +14,7 @@ def test_a_user_starts_stops_and_goes_on_without_being_root(user_unit: Unit) -> 
     assert (user_unit.property("ActiveState"), user_unit.property("Result")) == ("inactive", "success")
     user_unit.systemctl("start", user_unit.name)
     wait_until(user_unit.is_done)
-    assert user_unit.steps() == list(range(1, 101))
+    assert user_unit.steps() == list(range(1, 61))
 
 
 def test_systemd_has_nothing_to_say_about_the_user_unit(user_unit: Unit) -> None:
