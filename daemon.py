@@ -46,8 +46,8 @@ CLAIM_SECONDS = 1.0
 """Files are claimed for so long at a stretch, then commands and the running job are looked after."""
 SCAN_GAP_SECONDS = 0.1
 """However many events come, the inbox is not scanned more often."""
-EXTEND_STOP_SECONDS = 10
-"""While the worker saves, systemd is asked again and again for so much more time."""
+EXTEND_STOP_SECONDS = 30
+"""While the worker saves, systemd is asked again and again for so much more time; it must exit in it, too."""
 SHOWN_NAMES = 20
 
 
@@ -75,7 +75,7 @@ class Daemon:
         self._store = JobStore(paths)
         self._versions = VersionStore(paths)
         self._inbox = Inbox(paths, config.inbox, clock)
-        self._claims = Claims(paths, self._store, config)
+        self._claims = Claims(paths, self._store, config, self._tell_systemd)
         self._control = Control(paths)
         self._runner = Runner(paths, config.worker, worker_command, clock)
         self._status = StatusWriter(
@@ -241,7 +241,8 @@ class Daemon:
         self._tell_rest()
         is_job_expected = bool(self._queue) or self._inbox.settling()
         self._runner.keep_ready(is_job_expected and not is_waiting and self._control.pause is None)
-        wake_at = min([self._scan_at] + ([self._retry_at] if self._retry_at is not None else []))
+        ping_at = self._clock() + self._notifier.ping_seconds
+        wake_at = min([self._scan_at, ping_at] + ([self._retry_at] if self._retry_at is not None else []))
         if self._bell.wait(wake_at - self._clock()):
             self._scan_at = min(self._scan_at, self._clock() + SCAN_GAP_SECONDS)
 
