@@ -30,7 +30,7 @@ from trl.trainer.utils import use_adapter
 from config import Config
 from errors import ConfigError, JobFailed
 from evaluation.losses import target_log_probs
-from training.adapter import leave_widening_to_autocast, nonsense_in
+from training.adapter import leave_widening_to_autocast, nonsense_in, save_adapter
 from training.batches import Batch, Row, StepPlan, collate, in_length_order
 from training.daemon_link import Interrupted
 from training.dataset import TokenRows
@@ -294,6 +294,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         Trainer._save_checkpoint(self, model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         write_parameter_names(folder, parameter_names(self.model, self.optimizer))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the adapter alone: the tokenizer lies with the base, the arguments in config.yaml."""
+        assert output_dir is not None
+        save_adapter(self.model, Path(output_dir))
 
 
 class ChatTrainer(PlannedTrainer, SFTTrainer):  # type: ignore[misc]
