@@ -149,6 +149,21 @@ class EvaluationConfig(Section):
     """Held-out prompts answered at each evaluation and shown live."""
 
 
+class ScoringConfig(Section):
+    """Which checkpoint of a run is best; lower scores are better."""
+
+    selection: Literal["score", "robust", "eval_loss"] = "score"
+    """``score``: the lowest; ``robust``: it without what misleads it; ``eval_loss``: the lowest loss."""
+    eval_loss_weight: NonNegativeFloat = 0.5
+    """How much the held-out loss counts."""
+    gap_weight: NonNegativeFloat = 0.3
+    """How much its distance from the training loss counts, as a share of it."""
+    perplexity_weight: NonNegativeFloat = 0.1
+    """How much the perplexity counts, as a share of 20."""
+    improvement_weight: NonNegativeFloat = 0.1
+    """What is taken off when a held-out loss beats the one before."""
+
+
 class PromotionConfig(Section):
     """When a new version replaces the current one."""
 
@@ -231,6 +246,7 @@ class Config(BaseSettings):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    scoring: ScoringConfig = ScoringConfig()
     promotion: PromotionConfig = PromotionConfig()
     worker: WorkerConfig = WorkerConfig()
     disk: DiskConfig = DiskConfig()

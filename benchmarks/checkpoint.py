@@ -104,7 +104,7 @@ def measure_saving(model: Path | None, rounds: int, folder: Path) -> Saving:
     learner = load_learner(setting.base, setting.config, None)
     with open(os.devnull, "wb", buffering=0) as nowhere:
         link = DaemonLink(EventWriter(nowhere.fileno()))
-        callback = RunCallback(RunPaths(folder), setting.config.train, learner.precision, link)
+        callback = RunCallback(RunPaths(folder), setting.config, learner.precision, link)
         trainer = build_trainer(learner, folder, setting.config, "chat", [callback])
         trainer.setup(setting.config, setting.rows, None, setting.pad_token_id)
         callback.attach(trainer, None)

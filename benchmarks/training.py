@@ -145,7 +145,7 @@ def train_run(setting: Setting, contestant: Contestant) -> None:
     with open(os.devnull, "wb", buffering=0) as nowhere:
         callback = RunCallback(
             RunPaths(setting.folder),
-            setting.config.train,
+            setting.config,
             learner.precision,
             DaemonLink(EventWriter(nowhere.fileno())),
         )

@@ -22,6 +22,7 @@ for command in (
     *(versions.promote, versions.rollback, working.generate, working.doctor),
 ):
     app.command()(command)
+app.command("checkpoints")(looking.list_checkpoints)
 app.add_typer(versions.app, name="versions")
 
 

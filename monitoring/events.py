@@ -99,6 +99,13 @@ class EvaluatedEvent(_Event):
     eval_loss: float
     records: int
     tokens: int
+    seconds: float | None = None
+    train_loss: float | None = None
+    """Mean over the tokens trained since the evaluation before."""
+    score: float | None = None
+    """Lower is better; null where it could not be scored."""
+    parts: dict[str, float | None] | None = None
+    epochs_without_improvement: int | None = None
 
 
 class ExampleEvent(_Event):
@@ -123,6 +130,8 @@ class CheckpointEvent(_Event):
     path: str
     eval_loss: float | None
     is_best: bool
+    epoch: float | None = None
+    score: float | None = None
 
 
 class PublishedEvent(_Event):

@@ -88,11 +88,13 @@ class QueueStatus(_Part):
 
 
 class BestCheckpoint(_Part):
-    """The checkpoint of this run with the lowest held-out loss so far."""
+    """The best checkpoint of this run so far, as ``scoring.selection`` says."""
 
     step: int
     path: str
     eval_loss: float | None
+    epoch: float | None = None
+    score: float | None = None
 
 
 class RecentExample(_Part):
@@ -267,7 +269,7 @@ class StatusWriter:
             case ExampleEvent():
                 self._observe_example(event)
             case CheckpointEvent(is_best=True):
-                best = BestCheckpoint(step=event.step, path=event.path, eval_loss=event.eval_loss)
+                best = BestCheckpoint(**event.model_dump(include=set(BestCheckpoint.model_fields)))
                 self.update(best_checkpoint=best)
             case PublishedEvent():
                 self.update(message=f"{event.version}: {event.decision}, {event.reason}")

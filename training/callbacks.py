@@ -13,9 +13,10 @@ import orjson
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import durable
-from config import RunPaths, TrainConfig
+from config import Config, RunPaths
 from monitoring.events import CheckpointEvent, EvaluatedEvent, NoteEvent, StepEvent
 from training import checkpoints
+from training.checkpoint_scorer import CheckpointHistory, ScoredCheckpoint, ScoreWeights
 from training.checkpoints import CheckpointFacts
 from training.daemon_link import DaemonLink
 from training.model import Precision
@@ -84,14 +85,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         run: RunPaths,
-        config: TrainConfig,
+        config: Config,
         precision: Precision,
         link: DaemonLink,
         on_evaluated: Callable[[int], None] = lambda step: None,
     ) -> None:
         """`on_evaluated` is called with the step after each evaluation, for instance to show answers."""
         self._run = run
-        self._config = config
+        self._config = config.train
+        self._scoring = config.scoring
         self._precision = precision
         self._link = link
         self._on_evaluated = on_evaluated
@@ -105,6 +107,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._busy_tokens = 0
         self._eval_loss: float | None = None
         self._train_loss: float | None = None
+        self._scored: ScoredCheckpoint | None = None
         self._window_sum = 0.0
         self._window_weight = 0
         self.tokens = 0
@@ -112,6 +115,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def attach(self, trainer: PlannedTrainer, start: CheckpointFacts | None) -> None:
         """Report on `trainer`, which goes on from `start` or begins."""
         self._trainer = trainer
+        self._history = CheckpointHistory(
+            (known.scored for known in checkpoints.list_checkpoints(self._run.folder) if known.scored),
+            ScoreWeights(
+                eval_loss=self._scoring.eval_loss_weight,
+                gap=self._scoring.gap_weight,
+                perplexity=self._scoring.perplexity_weight,
+                improvement=self._scoring.improvement_weight,
+            ),
+        )
         if start is not None:
             self.tokens = start.tokens
             self._window_sum, self._window_weight = start.window_sum, start.window_weight
@@ -143,7 +155,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._is_warm = True
         self._window_sum += numbers.loss * numbers.weight
         self._window_weight += numbers.weight
-        self._eval_loss = self._train_loss = None
+        self._eval_loss = self._train_loss = self._scored = None
         is_planned = state.global_step in self._steps
         command = self._link.command
         control.should_save = is_planned or command in ("pause", "stop")
@@ -200,20 +212,41 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._eval_loss = metrics["eval_loss"]
         self._close_window()
-        held_out = self._trainer.held_out
-        assert held_out is not None
-        self._link.emit(
-            EvaluatedEvent(
-                step=state.global_step,
-                eval_loss=metrics["eval_loss"],
-                records=len(held_out),
-                tokens=int(metrics["eval_tokens"]),
-            )
-        )
+        self._score(state, metrics)
         self._on_evaluated(state.global_step)
         if (self._run.checkpoint(state.global_step) / durable.MANIFEST).is_file():
             # The evaluation was still owed when the run was paused here.
             self._seal(state)
+
+    def _score(self, state: TrainerState, metrics: dict[str, float]) -> None:
+        """Score this evaluation, once and for ever, and tell of it."""
+        held_out = self._trainer.held_out
+        assert held_out is not None
+        scored = self._scored = self._history.add(
+            state.global_step,
+            metrics["eval_loss"],
+            self._train_loss,
+            epoch=state.epoch,
+            eval_standard_error=metrics["eval_standard_error"],
+        )
+        document = scored.to_json()
+        logger.info(
+            "Scored step=%d score=%s parts=%s eval_loss=%s train_loss=%s",
+            *(scored.step, document["score"], document["parts"], scored.eval_loss, scored.train_loss),
+        )
+        self._link.emit(
+            EvaluatedEvent(
+                step=scored.step,
+                eval_loss=metrics["eval_loss"],
+                records=len(held_out),
+                tokens=int(metrics["eval_tokens"]),
+                seconds=metrics["eval_seconds"],
+                train_loss=scored.train_loss,
+                score=document["score"],
+                parts=document["parts"],
+                epochs_without_improvement=scored.epochs_without_improvement,
+            )
+        )
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -221,7 +254,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step in self._steps and self._trainer.held_out is None:
             self._close_window()
         self._seal(state)
-        checkpoints.rotate(self._run.folder, self._config.save_total_limit)
+        checkpoints.rotate(self._run.folder, self._config.save_total_limit, self._scoring.selection)
 
     def _close_window(self) -> None:
         """Take the mean over the tokens trained since the last time."""
@@ -243,10 +276,18 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             window_weight=self._window_weight,
         )
         folder = self._run.checkpoint(state.global_step)
-        checkpoints.seal(folder, facts)
-        best = checkpoints.best(checkpoints.list_checkpoints(self._run.folder, verify=False))
+        checkpoints.seal(folder, facts, self._scored)
+        known = checkpoints.list_checkpoints(self._run.folder, verify=False)
+        best = checkpoints.best(known, self._scoring.selection)
         is_best = best is not None and best.facts.step == facts.step
         logger.info("Saved checkpoint step=%d eval_loss=%s", facts.step, facts.eval_loss)
         self._link.emit(
-            CheckpointEvent(step=facts.step, path=str(folder), eval_loss=facts.eval_loss, is_best=is_best)
+            CheckpointEvent(
+                step=facts.step,
+                path=str(folder),
+                eval_loss=facts.eval_loss,
+                is_best=is_best,
+                epoch=facts.epoch,
+                score=None if self._scored is None else self._scored.to_json()["score"],
+            )
         )

@@ -202,7 +202,7 @@ class Run:
             self._config.evaluation,
             self._link,
         )
-        callback = RunCallback(self._folder, self._config.train, learner.precision, self._link, examples.show)
+        callback = RunCallback(self._folder, self._config, learner.precision, self._link, examples.show)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
         carries = parent is not None and self._config.train.optimizer_state == "carry"
         trainer.setup(
@@ -257,7 +257,9 @@ class Run:
     ) -> Result:
         """Compare the best checkpoint with what the run began with, on the same held-out records."""
         self._phase("evaluating")
-        candidate = checkpoints.best(checkpoints.list_checkpoints(self._folder.folder))
+        candidate = checkpoints.best(
+            checkpoints.list_checkpoints(self._folder.folder), self._config.scoring.selection
+        )
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         if held_out is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,13 @@ class RecordLosses:
     def mean(self) -> float:
         """Nats per trained token of all records together; each token counts once."""
         return math.fsum(self.sums) / sum(self.weights)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, from how much its records differ."""
+        mean = self.mean
+        deviations = (total - weight * mean for total, weight in zip(self.sums, self.weights, strict=True))
+        return math.sqrt(math.fsum(part * part for part in deviations)) / sum(self.weights)
 
 
 @dataclass(frozen=True)
@@ -251,6 +259,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """Score the held-out records and tell the callbacks ``eval_loss``, in nats per trained token."""
         assert self.held_out is not None
+        began_at = time.monotonic()
         try:
             losses = self.record_losses(self.held_out)
         except Interrupted:
@@ -261,9 +270,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             raise JobFailed("nan", f"step {self.state.global_step}: held-out loss {losses.mean}")
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
+            f"{metric_key_prefix}_standard_error": losses.standard_error,
             f"{metric_key_prefix}_tokens": sum(losses.weights),
         }
         self.log(metrics)
+        metrics[f"{metric_key_prefix}_seconds"] = time.monotonic() - began_at
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

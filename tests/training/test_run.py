@@ -498,3 +498,45 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     outcome, _ = workshop.carry_out(workshop.job(make_chats(40)))
     assert (outcome.outcome, outcome.kind) == ("failed", "nan")
     assert list(VersionStore(workshop.paths).list()) == []
+
+
+@pytest.mark.config_key(
+    *("scoring.eval_loss_weight", "scoring.gap_weight"),
+    *("scoring.perplexity_weight", "scoring.improvement_weight"),
+)
+def test_each_evaluation_is_scored_once_with_the_configured_weights(
+    workshop: Any, make_chats: Records
+) -> None:
+    weights = {"eval_loss": 0.7, "gap": 0.2, "perplexity": 0.4, "improvement": 0.3}
+    job = workshop.job(
+        make_chats(40), *STEPS, *(f"scoring.{name}_weight={weight}" for name, weight in weights.items())
+    )
+    _, events = workshop.carry_out(job)
+    evaluations = {event["step"]: event for event in of_kind(events, "evaluated")}
+    kept = list_checkpoints(workshop.folder(job).folder)
+    assert len(kept) == 3 < len(evaluations)
+    for checkpoint in kept:
+        scored, said = checkpoint.scored, evaluations[checkpoint.facts.step]
+        assert scored is not None
+        assert said["score"] == scored.score
+        assert said["parts"] == scored.to_json()["parts"]
+        assert scored.parts.eval_loss == pytest.approx(0.7 * said["eval_loss"])
+        assert scored.parts.gap == pytest.approx(
+            0.2 * abs(said["train_loss"] - said["eval_loss"]) / said["eval_loss"]
+        )
+        assert scored.parts.perplexity == pytest.approx(0.4 * min(math.exp(said["eval_loss"]) / 20, 1))
+        assert scored.parts.improvement in (-0.3, 0.0)
+    best_step = min(evaluations.values(), key=lambda event: event["score"])["step"]
+    assert version_of(workshop, "v0001").facts.best_checkpoint == best_step
+
+
+def test_a_resumed_run_scores_as_the_undisturbed_one(workshop: Any, make_chats: Records) -> None:
+    jobs = [workshop.job(make_chats(40), *STEPS, *EXACT) for _ in range(2)]
+    workshop.carry_out(jobs[0])
+    workshop.carry_out(jobs[1], command="pause", at_step=5)
+    workshop.carry_out(jobs[1])
+    scores = [
+        [checkpoint.scored for checkpoint in list_checkpoints(workshop.folder(job).folder)] for job in jobs
+    ]
+    assert scores[0] == scores[1]
+    assert None not in scores[0]
