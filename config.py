@@ -126,6 +126,12 @@ class TrainConfig(Section):
     """Evaluate and checkpoint every N steps, at least four times a run, and at its end."""
     save_total_limit: Annotated[int, Field(ge=2)] = 3
     """Checkpoints kept in a run; the best and the last are always among them."""
+    early_stopping_patience: Annotated[int, Field(ge=0)] = 0
+    """Evaluations in a row without improvement after which a run ends early; 0 means never."""
+    early_stopping_threshold: NonNegativeFloat = 0.01
+    """By how much a value must fall to count as an improvement."""
+    early_stopping_metric: Literal["score", "eval_loss"] = "eval_loss"
+    """What has to improve."""
     seed: int = 42
     """Seed of the order, the dropout, a new adapter and the held-out choice."""
     preference_loss: Literal["dpo", "orpo"] = "dpo"

@@ -13,12 +13,13 @@ import orjson
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import durable
-from config import Config, RunPaths
+from config import Config, RunPaths, TrainConfig
 from monitoring.events import CheckpointEvent, EvaluatedEvent, NoteEvent, StepEvent
 from training import checkpoints
 from training.checkpoint_scorer import CheckpointHistory, ScoredCheckpoint, ScoreWeights
 from training.checkpoints import CheckpointFacts
 from training.daemon_link import DaemonLink
+from training.early_stopping import EarlyStopping, StoppingRule, StoppingState
 from training.model import Precision
 from training.trainer import PlannedTrainer
 
@@ -110,6 +111,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._scored: ScoredCheckpoint | None = None
         self._window_sum = 0.0
         self._window_weight = 0
+        self._stopping = _early_stopping(config.train, None)
         self.tokens = 0
 
     def attach(self, trainer: PlannedTrainer, start: CheckpointFacts | None) -> None:
@@ -127,8 +129,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if start is not None:
             self.tokens = start.tokens
             self._window_sum, self._window_weight = start.window_sum, start.window_weight
+            self._stopping = _early_stopping(self._config, start.early_stopping)
             trainer.micro_batch = min(trainer.micro_batch, start.micro_batch)
         self._micro_batch = trainer.micro_batch
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why the run is over before its planned steps, or None."""
+        return None if self._stopping is None else self._stopping.reason
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -212,17 +220,20 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._eval_loss = metrics["eval_loss"]
         self._close_window()
-        self._score(state, metrics)
+        self._scored = self._score(state, metrics)
+        if self._stopping is not None:
+            value = self._scored.score if self._config.early_stopping_metric == "score" else self._eval_loss
+            control.should_training_stop |= self._stopping.observe(state.global_step, value) is not None
         self._on_evaluated(state.global_step)
         if (self._run.checkpoint(state.global_step) / durable.MANIFEST).is_file():
             # The evaluation was still owed when the run was paused here.
             self._seal(state)
 
-    def _score(self, state: TrainerState, metrics: dict[str, float]) -> None:
+    def _score(self, state: TrainerState, metrics: dict[str, float]) -> ScoredCheckpoint:
         """Score this evaluation, once and for ever, and tell of it."""
         held_out = self._trainer.held_out
         assert held_out is not None
-        scored = self._scored = self._history.add(
+        scored = self._history.add(
             state.global_step,
             metrics["eval_loss"],
             self._train_loss,
@@ -247,6 +258,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 epochs_without_improvement=scored.epochs_without_improvement,
             )
         )
+        return scored
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -274,6 +286,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             is_candidate=state.global_step in self._steps,
             window_sum=self._window_sum,
             window_weight=self._window_weight,
+            early_stopping=None if self._stopping is None else self._stopping.state.to_json(),
         )
         folder = self._run.checkpoint(state.global_step)
         checkpoints.seal(folder, facts, self._scored)
@@ -291,3 +304,12 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 score=None if self._scored is None else self._scored.to_json()["score"],
             )
         )
+
+
+def _early_stopping(config: TrainConfig, seen: dict[str, Any] | None) -> EarlyStopping | None:
+    if not config.early_stopping_patience:
+        return None
+    rule = StoppingRule(
+        config.early_stopping_patience, config.early_stopping_metric, config.early_stopping_threshold
+    )
+    return EarlyStopping(rule, None if seen is None else StoppingState.from_json(seen))

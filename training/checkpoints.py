@@ -47,6 +47,8 @@ class CheckpointFacts(BaseModel):
     window_sum: float = 0.0
     window_weight: int = 0
     """Losses since the last evaluation, so that a resumed run reports the same mean."""
+    early_stopping: dict[str, Any] | None = None
+    """What early stopping has seen so far; None where it is off."""
 
 
 @dataclass(frozen=True)

@@ -243,12 +243,15 @@ class Run:
             and start.facts.eval_loss is None
             and trainer.held_out is not None
         )
-        if start is None or start.facts.step < total or owes_evaluation:
+        is_open = start is None or (start.facts.step < total and callback.stopped_early is None)
+        if is_open or owes_evaluation:
             trainer.args.eval_on_start = owes_evaluation
             trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
             self._link.check()
-            if trainer.state.global_step != total:
+            if trainer.state.global_step != total and callback.stopped_early is None:
                 raise JobFailed("steps", f"did {trainer.state.global_step} of {total} planned steps")
+        if callback.stopped_early is not None:
+            self._note(f"stopped early: {callback.stopped_early}")
 
     # --- evaluate
 

@@ -540,3 +540,23 @@ def test_a_resumed_run_scores_as_the_undisturbed_one(workshop: Any, make_chats: 
     ]
     assert scores[0] == scores[1]
     assert None not in scores[0]
+
+
+@pytest.mark.config_key(
+    "train.early_stopping_patience", "train.early_stopping_threshold", "train.early_stopping_metric"
+)
+def test_a_run_that_stops_getting_better_ends_early_and_says_why(workshop: Any, make_chats: Records) -> None:
+    never_better = ("train.early_stopping_patience=2", "train.early_stopping_threshold=100")
+    jobs = [workshop.job(make_chats(40), *STEPS, "train.num_train_epochs=2", *never_better) for _ in range(2)]
+    outcome, events = workshop.carry_out(jobs[0])
+    assert outcome.outcome == "completed"
+    steps = [event["step"] for event in of_kind(events, "evaluated")]
+    assert len(steps) == 3 and steps[-1] < of_kind(events, "plan")[0]["total_steps"]
+    (note,) = [event["message"] for event in of_kind(events, "note") if "early" in event["message"]]
+    assert note.startswith("stopped early: eval_loss has not improved by more than 100 in 2 evaluations")
+    assert version_of(workshop, "v0001").facts.steps == steps[-1]
+    workshop.carry_out(jobs[1], command="pause", at_step=steps[1] + 1)
+    _, resumed = workshop.carry_out(jobs[1])
+    assert of_kind(resumed, "step")[-1]["step"] == steps[-1]
+    by_score = workshop.job(make_chats(40), *STEPS, *never_better, "train.early_stopping_metric=score")
+    assert any("score has not" in event.get("message", "") for event in workshop.carry_out(by_score)[1])
