@@ -227,6 +227,10 @@ class MonitoringConfig(Section):
 
     status_seconds: PositiveFloat = 2.0
     """Longest time between two writes of status/training_status.json."""
+    sample_steps: Annotated[int, Field(ge=0)] = 10
+    """Look closely (entropy, every adapted layer) at each N-th step; 0 means never."""
+    max_overhead: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Largest share of the training time for that; beyond it the looks come further apart."""
 
 
 class LoggingConfig(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -91,6 +91,32 @@ class StepEvent(_Event):
     seconds: float
 
 
+class SignalsEvent(_Event):
+    """What was looked at more closely at one sampled step."""
+
+    event: Literal["signals"] = "signals"
+    step: int
+    monitoring_overhead: float
+    """Share of this run's training time that such looks have taken so far."""
+    token_entropy: float | None = None
+    """Mean entropy of the predictions of trained tokens, in nats."""
+    lora_stats: dict[str, dict[str, float | int | None]] | None = None
+    """By module: norms of gradients, updates and factors, effective rank."""
+    lora_summary: dict[str, Any] | None = None
+
+
+class AlertEvent(_Event):
+    """An alert began or ended; written by the daemon among the events of the run it concerns."""
+
+    event: Literal["alert"] = "alert"
+    kind: Literal["raised", "resolved"]
+    severity: str
+    category: str
+    message: str
+    details: dict[str, Any]
+    recommendation: str
+
+
 class EvaluatedEvent(_Event):
     """Held-out loss in nats per assistant token, at a step of the run or for a finished candidate."""
 
@@ -166,6 +192,8 @@ Event = (
     | ReportEvent
     | PlanEvent
     | StepEvent
+    | SignalsEvent
+    | AlertEvent
     | EvaluatedEvent
     | ExampleEvent
     | CheckpointEvent

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 import durable
 from config import Config, RunPaths, TrainConfig
-from monitoring.events import CheckpointEvent, EvaluatedEvent, NoteEvent, StepEvent
+from monitoring.events import CheckpointEvent, EvaluatedEvent, NoteEvent, SignalsEvent, StepEvent
 from training import checkpoints
 from training.checkpoint_scorer import CheckpointHistory, ScoredCheckpoint, ScoreWeights
 from training.checkpoints import CheckpointFacts
@@ -148,6 +148,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._step_started = time.monotonic()
+        if self._trainer.live is not None:
+            self._trainer.live.begin_step(state.global_step + 1)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -156,6 +158,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         numbers = self._trainer.last_step
         assert numbers is not None
         self._tell_of_short_memory()
+        self._tell_of_sample(state.global_step)
         self.tokens += numbers.tokens
         if self._is_warm:
             self._busy_tokens += numbers.tokens
@@ -176,6 +179,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             message = f"memory was short: {self._micro_batch} records in one pass are now {size}"
             self._link.emit(NoteEvent(message=f"{message}; what is learned stays the same"))
             self._micro_batch = size
+
+    def _tell_of_sample(self, step: int) -> None:
+        live = self._trainer.live
+        sample = None if live is None else live.end_step(step, self._seconds)
+        if sample is not None:
+            self._link.emit(
+                SignalsEvent(step=step, monitoring_overhead=round(sample.overhead, 6), **sample.fields)
+            )
 
     def on_log(
         self,

@@ -31,6 +31,7 @@ from trl.trainer.utils import use_adapter
 from config import Config
 from errors import ConfigError, JobFailed
 from evaluation.losses import target_log_probs
+from monitoring.live_monitor import LiveMonitor
 from training.adapter import leave_widening_to_autocast, nonsense_in, save_adapter
 from training.batches import Batch, Row, StepPlan, collate, in_length_order
 from training.daemon_link import Interrupted
@@ -113,11 +114,13 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         pad_token_id: int,
         moments: Path | None = None,
         on_eval_batch: Callable[[], None] = lambda: None,
+        live: LiveMonitor | None = None,
     ) -> None:
         """Give the trainer what TRL's constructors have no place for.
 
         `moments` is the ``training_state/`` of the version whose optimizer moments are carried over;
-        `on_eval_batch` is called after each batch of an evaluation and may raise to end it.
+        `on_eval_batch` is called after each batch of an evaluation and may raise to end it; `live` is shown
+        the predictions and gradients of each step.
         """
         self.config = config
         self.rows = rows
@@ -125,6 +128,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.pad_token_id = pad_token_id
         self.moments = moments
         self.on_eval_batch = on_eval_batch
+        self.live = live
         self.micro_batch = config.train.per_device_train_batch_size
         self.last_step: StepNumbers | None = None
         self.train_dataset = rows.dataset
@@ -142,8 +146,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """Return the summed log-probability of the trained tokens of each sequence."""
+        live = self.live if torch.is_grad_enabled() else None
         each = target_log_probs(
-            self.model, batch.input_ids, batch.positions, batch.targets, batch.position_ids
+            *(self.model, batch.input_ids, batch.positions, batch.targets, batch.position_ids),
+            on_logits=None if live is None else live.see_logits,
         )
         return torch.stack([part.sum() for part in torch.split(each, batch.counts)])
 
@@ -206,6 +212,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         logger.warning(
             "Out of memory at step %d; micro-batch now %d", self.state.global_step, self.micro_batch
         )
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self.live is not None:
+            self.live.see_gradients(self.state.global_step + 1)
+        return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         """Return the norm before clipping; raise JobFailed when it or the loss is not finite.

@@ -560,3 +560,36 @@ def test_a_run_that_stops_getting_better_ends_early_and_says_why(workshop: Any, 
     assert of_kind(resumed, "step")[-1]["step"] == steps[-1]
     by_score = workshop.job(make_chats(40), *STEPS, *never_better, "train.early_stopping_metric=score")
     assert any("score has not" in event.get("message", "") for event in workshop.carry_out(by_score)[1])
+
+
+@pytest.mark.config_key("monitoring.sample_steps", "monitoring.max_overhead")
+def test_close_looks_come_as_often_as_configured(workshop: Any, make_chats: Records) -> None:
+    jobs = [
+        workshop.job(make_chats(40), *STEPS, *overrides)
+        for overrides in (
+            ("monitoring.sample_steps=3", "monitoring.max_overhead=1"),
+            ("monitoring.sample_steps=3", "monitoring.max_overhead=1e-9"),
+            ("monitoring.sample_steps=0",),
+        )
+    ]
+    often, seldom, never = (of_kind(workshop.carry_out(job)[1], "signals") for job in jobs)
+    assert [event["step"] for event in often][:3] == [2, 5, 8]
+    assert [event["step"] for event in seldom] == [2]
+    assert never == []
+    last = often[-1]
+    assert 0 < last["token_entropy"] < math.log(400)
+    assert 0 < last["monitoring_overhead"] < 1
+    summary = last["lora_summary"]
+    assert summary["total_layers"] == len(last["lora_stats"]) == 14
+    assert summary["dead_layers"] == []
+    layer = last["lora_stats"][summary["top_layers"][0]["name"]]
+    assert layer["current_grad_norm"] == pytest.approx(summary["top_layers"][0]["grad_norm"])
+    assert layer["norm_b"] > 0 and layer["update_ratio"] > 0 and layer["effective_rank"] >= 1
+
+
+def test_looking_closely_changes_no_byte_of_what_is_learned(workshop: Any, make_chats: Records) -> None:
+    jobs = [workshop.job(make_chats(24), *STEPS, f"monitoring.sample_steps={every}") for every in (1, 0)]
+    workshop.carry_out(jobs[0])
+    assert VersionStore(workshop.paths).current() is None  # it is the daemon that moves it
+    workshop.carry_out(jobs[1])
+    assert adapter_of(workshop, "v0001") == adapter_of(workshop, "v0002")
