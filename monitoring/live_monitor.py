@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from config import MonitoringConfig
 from monitoring.lora_monitor import LoRAMonitor
 
 ENTROPY_TOKENS = 256
@@ -160,3 +161,11 @@ class LiveMonitor:
         for collector in self._collectors:
             show(collector)
         self._cost += self._clock() - began
+
+
+def watch(parameters: Iterable[tuple[str, torch.Tensor]], config: MonitoringConfig) -> LiveMonitor | None:
+    """Return what looks closely at a run with these named parameters, or None where that is switched off."""
+    if not config.sample_steps:
+        return None
+    collectors = (EntropyCollector(), LoRACollector(parameters))
+    return LiveMonitor(collectors, interval=config.sample_steps, max_overhead=config.max_overhead)

@@ -19,7 +19,7 @@ from evaluation.generation import Generator
 from intake.report import ReportCard
 from intake.validation import PlanInputs, check_file
 from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEvent, PlanEvent, ReportEvent
-from monitoring.live_monitor import EntropyCollector, LiveMonitor, LoRACollector
+from monitoring.live_monitor import watch
 from training import checkpoints
 from training.adapter import adapter_weights, load_adapter, set_adapter_weights
 from training.base_model import prepare_base
@@ -213,7 +213,7 @@ class Run:
             template.pad_token_id,
             moments=parent.folder / TRAINING_STATE if parent is not None and carries else None,
             on_eval_batch=self._link.check,
-            live=self._live_monitor(learner),
+            live=watch(learner.model.named_parameters(), self._config.monitoring),
         )
         steps_per_epoch = trainer.steps_per_epoch
         self._link.emit(
@@ -229,13 +229,6 @@ class Run:
             )
         )
         return trainer, callback
-
-    def _live_monitor(self, learner: Learner) -> LiveMonitor | None:
-        monitoring = self._config.monitoring
-        if not monitoring.sample_steps:
-            return None
-        collectors = (EntropyCollector(), LoRACollector(learner.model.named_parameters()))
-        return LiveMonitor(collectors, interval=monitoring.sample_steps, max_overhead=monitoring.max_overhead)
 
     # --- train
 
