@@ -75,7 +75,7 @@ class DivergenceDetector:
 
     RECENT, FIRST = 20, 5
     FROM_START_ERRORS, FROM_BEST_ERRORS = 4.0, 8.0
-    """Standard errors by which it must rise; the lowest of many medians is low by chance, the first is not."""
+    """Standard errors by which it must rise; the lowest of many medians is low by chance."""
 
     def __init__(self, limits: Thresholds) -> None:
         self._limits = limits
@@ -130,8 +130,7 @@ class PlateauDetector:
     """The loss has stopped falling, as far as its noise lets one see."""
 
     SIZES = (50, 100, 200, 400)
-    """Losses that are looked at: as many as it takes to see a change of 3 % through the noise."""
-    CERTAINTY = 0.03
+    """Losses that are looked at: as few as tell through their noise, at most the last."""
     EVERY = 10
     SMALL_LOSS = 0.05
 
@@ -160,32 +159,34 @@ class PlateauDetector:
     def _look(self, step: int | None) -> Verdict | None:
         losses = list(self._losses)
         noise = step_noise([_log(loss) for loss in losses[-100:]])
+        limit = self._limits.plateau_improvement
+        verdict: Verdict | None = None
         for size in self.SIZES:
             if len(losses) < size:
-                return None
+                return verdict
+            half = size // 2
+            before, after = median(losses[-size:-half]), median(losses[-half:])
+            improvement = (before - after) / max(abs(before), SMALLEST_LOSS)
             error = 2 * MEDIAN_ERROR * noise / math.sqrt(size)
-            if 2 * error <= self.CERTAINTY or size == self.SIZES[-1]:
-                return self._compare(losses[-size:], error, step)
-        return None
+            verdict = UNSURE
+            if improvement - error >= 2 * limit:
+                return GOOD
+            is_certain = improvement + 2 * error < 1.5 * limit or size == self.SIZES[-1]
+            # What rises by more is no plateau; divergence has a rule of its own.
+            if abs(improvement) < limit and is_certain:
+                return self._flat(after, improvement, size, step)
+        return verdict
 
-    def _compare(self, losses: Sequence[float], error: float, step: int | None) -> Verdict:
-        half = len(losses) // 2
-        before, after = median(losses[:half]), median(losses[half:])
-        improvement = (before - after) / max(abs(before), SMALLEST_LOSS)
-        limit = self._limits.plateau_improvement
-        if improvement >= 2 * limit:
-            return GOOD
-        if improvement >= limit or improvement < -limit - 2 * error:
-            return UNSURE  # slow, or rising: that is divergence and not a plateau
+    def _flat(self, after: float, improvement: float, size: int, step: int | None) -> Verdict:
         start = median(self._first)
         has_learned = after < (1 - self._limits.plateau_learned) * start
         is_expected = has_learned or after < self.SMALL_LOSS or self._rate < 0.5 * self._peak_rate
         meaning = "the run has converged" if is_expected else "it has learned little and stands still"
         return Verdict(
             "bad",
-            f"the loss changed by {-100 * improvement:+.1f} % over the last {len(losses)} steps, "
-            f"to {after:.4g} at step {step}: {meaning}",
-            {"loss": after, "improvement": improvement, "steps": len(losses), "start": start},
+            f"the loss changed by {-100 * improvement:+.1f} % over the last {size} steps, to "
+            f"{after:.4g} at step {step}: {meaning}",
+            {"loss": after, "improvement": improvement, "steps": size, "start": start},
             severity="info" if is_expected else "warning",
         )
 
