@@ -171,10 +171,9 @@ class PlateauDetector:
             improvement = (before - after) / max(abs(before), SMALLEST_LOSS)
             error = 2 * MEDIAN_ERROR * noise / math.sqrt(size)
             verdict = UNSURE
-            if improvement - error >= 2 * limit:
-                return GOOD
+            if improvement - error >= 2 * limit or improvement + 2 * error < -2 * limit:
+                return GOOD  # it falls, or it rises: for that divergence has a rule of its own
             is_certain = improvement + 2 * error < 1.5 * limit or size == self.SIZES[-1]
-            # What rises by more is no plateau; divergence has a rule of its own.
             if abs(improvement) < limit and is_certain:
                 return self._flat(after, improvement, size, step)
         return verdict

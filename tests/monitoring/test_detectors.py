@@ -74,6 +74,14 @@ def test_a_flat_loss_is_a_plateau_and_grave_only_when_nothing_was_learned() -> N
     assert [(change.alert.category, change.alert.severity) for change in converged] == [("plateau", "info")]
 
 
+@pytest.mark.parametrize("change", [-0.01, 0.01])
+def test_a_plateau_ends_when_the_loss_moves_again(change: float) -> None:
+    flat = noisy(2.0, 120, noise=0.01)
+    moving = [2.0 + step * change for step in range(1, 61)]
+    changes = told(SmartAlerts(), losses(flat + moving))
+    assert [change.kind for change in changes if change.alert.category == "plateau"] == ["raised", "resolved"]
+
+
 def test_a_warm_up_is_no_plateau() -> None:
     warm_up = [Observation(step=step, loss=2.0, learning_rate=step * 1e-7) for step in range(1, 300)]
     assert told(SmartAlerts(), warm_up) == []
