@@ -86,7 +86,7 @@ def _loss_rules(limits: Thresholds) -> list[Rule]:
             "Use the best checkpoint. To learn more, raise the learning rate or the rank, or add more varied "
             "data.",
             PlateauDetector(limits).judge,
-            raise_after=2,
+            raise_after=3,
             clear_after=2,
         ),
         Rule(
@@ -132,12 +132,12 @@ def _gradient_rules(limits: Thresholds) -> list[Rule]:
                 clear=0.5 * limits.exploding_grad_norm,
                 layers=now.exploding_layers,
             ),
-            clear_after=5,
+            clear_after=20,
         ),
         Rule(
             "vanishing_gradients",
             "warning",
-            "Raise train.learning_rate and check train.lora_alpha; nothing, if the loss is near zero already.",
+            "Raise train.learning_rate or train.lora_alpha; nothing, if the loss is near zero already.",
             lambda now: below(
                 now.smallest_grad_norm,
                 limits.vanishing_grad_norm,
@@ -188,6 +188,7 @@ def _evaluation_rules(limits: Thresholds) -> list[Rule]:
             "Fewer epochs, more data, a lower rank or some dropout; check that the held-out records are of "
             "the same kind as the others.",
             lambda now: judge_gap(now, limits),
+            raise_after=2,
         ),
         Rule(
             "poor_calibration",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -28,11 +28,11 @@ def _log(loss: float) -> float:
     return math.log(max(loss, SMALLEST_LOSS))
 
 
-def _is_loss(loss: float | None) -> bool:
-    return loss is not None and math.isfinite(loss)
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
-def step_noise(logs: Sequence[float]) -> float:
+def step_noise(logs: Iterable[float]) -> float:
     """Return the standard deviation of the noise of single steps, whatever the trend under it."""
     changes = [abs(after - before) for before, after in pairwise(logs)]
     return NORMAL_MAD * median(changes) / math.sqrt(2) if changes else 0.0
@@ -48,10 +48,10 @@ class SpikeDetector:
         self._logs: deque[float] = deque(maxlen=self.WINDOW)
 
     def judge(self, now: Observation) -> Verdict | None:
-        if now.loss is None or not math.isfinite(now.loss):
+        if (loss := _finite(now.loss)) is None:
             return None
-        verdict = self._against_baseline(now.loss, now.step) if len(self._logs) >= self.LEAST else None
-        self._logs.append(_log(now.loss))
+        verdict = self._against_baseline(loss, now.step) if len(self._logs) >= self.LEAST else None
+        self._logs.append(_log(loss))
         return verdict
 
     def _against_baseline(self, loss: float, step: int | None) -> Verdict:
@@ -75,7 +75,7 @@ class DivergenceDetector:
 
     RECENT, FIRST = 20, 5
     FROM_START_ERRORS, FROM_BEST_ERRORS = 4.0, 8.0
-    """Standard errors by which it must rise; the lowest of many medians is low by chance, the first is not."""
+    """Standard errors by which it must rise; the lowest of many medians is low by chance."""
 
     def __init__(self, limits: Thresholds) -> None:
         self._limits = limits
@@ -85,9 +85,9 @@ class DivergenceDetector:
         self._best: float | None = None
 
     def judge(self, now: Observation) -> Verdict | None:
-        if now.loss is None or not math.isfinite(now.loss):
+        if (loss := _finite(now.loss)) is None:
             return None
-        log = _log(now.loss)
+        log = _log(loss)
         self._noise.append(log)
         if len(self._first) < self.FIRST:
             self._first.append(log)
@@ -102,8 +102,8 @@ class DivergenceDetector:
         return verdict
 
     def _compare(self, level: float, step: int | None) -> Verdict:
-        error = MEDIAN_ERROR * step_noise(list(self._noise)) / math.sqrt(len(self._recent))
-        first_error = MEDIAN_ERROR * step_noise(list(self._noise)) / math.sqrt(self.FIRST)
+        noise = MEDIAN_ERROR * step_noise(self._noise)
+        error, first_error = noise / math.sqrt(len(self._recent)), noise / math.sqrt(self.FIRST)
         from_start = max(
             math.log(self._limits.divergence_above_start),
             self.FROM_START_ERRORS * math.hypot(error, first_error),
@@ -130,8 +130,7 @@ class PlateauDetector:
     """The loss has stopped falling, as far as its noise lets one see."""
 
     SIZES = (50, 100, 200, 400)
-    """Losses that are looked at: as many as it takes to see a change of 3 % through the noise."""
-    CERTAINTY = 0.03
+    """Losses that are looked at: as few as tell through their noise, at most the last."""
     EVERY = 10
     SMALL_LOSS = 0.05
 
@@ -144,48 +143,51 @@ class PlateauDetector:
         self._count = 0
 
     def judge(self, now: Observation) -> Verdict | None:
-        if now.loss is None or not math.isfinite(now.loss):
+        if (loss := _finite(now.loss)) is None:
             return None
         if now.learning_rate is not None:
-            if now.learning_rate > self._rate * (1 + 1e-6):
-                self._losses.clear()  # the warm-up: it has hardly begun to learn
-            self._rate = now.learning_rate
-            self._peak_rate = max(self._peak_rate, now.learning_rate)
-        self._losses.append(now.loss)
+            self._take_rate(now.learning_rate)
+        self._losses.append(loss)
         if len(self._first) < self.EVERY:
-            self._first.append(now.loss)
+            self._first.append(loss)
         self._count += 1
         return self._look(now.step) if self._count % self.EVERY == 0 else None
 
+    def _take_rate(self, rate: float) -> None:
+        if rate > self._rate * (1 + 1e-6):
+            self._losses.clear()  # the warm-up: it has hardly begun to learn
+        self._rate, self._peak_rate = rate, max(self._peak_rate, rate)
+
     def _look(self, step: int | None) -> Verdict | None:
         losses = list(self._losses)
-        noise = step_noise([_log(loss) for loss in losses[-100:]])
+        noise = step_noise(map(_log, losses[-100:]))
+        limit = self._limits.plateau_improvement
+        verdict: Verdict | None = None
         for size in self.SIZES:
             if len(losses) < size:
-                return None
+                return verdict
+            half = size // 2
+            before, after = median(losses[-size:-half]), median(losses[-half:])
+            improvement = (before - after) / max(abs(before), SMALLEST_LOSS)
             error = 2 * MEDIAN_ERROR * noise / math.sqrt(size)
-            if 2 * error <= self.CERTAINTY or size == self.SIZES[-1]:
-                return self._compare(losses[-size:], error, step)
-        return None
+            verdict = UNSURE
+            if improvement - error >= 2 * limit or improvement + 2 * error < -2 * limit:
+                return GOOD  # it falls, or it rises: for that divergence has a rule of its own
+            is_certain = improvement + 2 * error < 1.5 * limit or size == self.SIZES[-1]
+            if abs(improvement) < limit and is_certain:
+                return self._flat(after, improvement, size, step)
+        return verdict
 
-    def _compare(self, losses: Sequence[float], error: float, step: int | None) -> Verdict:
-        half = len(losses) // 2
-        before, after = median(losses[:half]), median(losses[half:])
-        improvement = (before - after) / max(abs(before), SMALLEST_LOSS)
-        limit = self._limits.plateau_improvement
-        if improvement >= 2 * limit:
-            return GOOD
-        if improvement >= limit or improvement < -limit - 2 * error:
-            return UNSURE  # slow, or rising: that is divergence and not a plateau
+    def _flat(self, after: float, improvement: float, size: int, step: int | None) -> Verdict:
         start = median(self._first)
         has_learned = after < (1 - self._limits.plateau_learned) * start
         is_expected = has_learned or after < self.SMALL_LOSS or self._rate < 0.5 * self._peak_rate
         meaning = "the run has converged" if is_expected else "it has learned little and stands still"
         return Verdict(
             "bad",
-            f"the loss changed by {-100 * improvement:+.1f} % over the last {len(losses)} steps, "
-            f"to {after:.4g} at step {step}: {meaning}",
-            {"loss": after, "improvement": improvement, "steps": len(losses), "start": start},
+            f"the loss changed by {-100 * improvement:+.1f} % over the last {size} steps, to "
+            f"{after:.4g} at step {step}: {meaning}",
+            {"loss": after, "improvement": improvement, "steps": size, "start": start},
             severity="info" if is_expected else "warning",
         )
 
@@ -198,8 +200,8 @@ class OverfittingDetector:
         self._best: tuple[float, float, int | None] | None = None
 
     def judge(self, now: Observation) -> Verdict | None:
-        evaluated, trained = now.eval_loss, now.train_loss
-        if evaluated is None or trained is None or not (_is_loss(evaluated) and _is_loss(trained)):
+        evaluated, trained = _finite(now.eval_loss), _finite(now.train_loss)
+        if evaluated is None or trained is None:
             return None
         if self._best is None or evaluated < self._best[0]:
             self._best = evaluated, trained, now.step

@@ -81,7 +81,7 @@ class Thresholds:
     """As a share of the squared loss."""
     val_gap: float = 0.3
     val_gap_clear: float = 0.25
-    overfitting_rise: float = 0.02
+    overfitting_rise: float = 0.03
     """Share by which the evaluation loss rises above its best while the training loss falls."""
     ece: float = 0.3
     ece_clear: float = 0.25

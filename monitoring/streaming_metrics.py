@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pvariance
+from statistics import fmean
 
 from monitoring.trends import Trend, judge
 
@@ -17,6 +17,8 @@ TREND_SHARE = 0.05
 RECENT_LOSSES = 10
 RECENT_NATS = 0.01
 RECENT_LEAST = 3
+LARGEST_LOSS = 1e100
+"""What lies beyond is no loss, and its square no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class StreamingSnapshot:
     recent_trend: Trend
     """One half of the last 10 losses against the other, within 0.01 nats; from 3 losses on."""
     skipped: int
-    """Losses left out because they were not finite."""
+    """Losses left out because they were not finite, or absurdly large."""
 
 
 class StreamingMetrics:
@@ -56,11 +58,11 @@ class StreamingMetrics:
         """Take the loss of a step, and the mean entropy of its `tokens` predictions where known."""
         if entropy is not None and math.isfinite(entropy) and tokens > 0:
             self._entropies.append((entropy, tokens))
-        if not math.isfinite(loss):
+        if not abs(loss) < LARGEST_LOSS:
             self._skipped += 1
             return
         self._losses.append(loss)
-        self._ema = loss if self._ema is None else self._ema + self._alpha * (loss - self._ema)
+        self._ema = loss if self._ema is None else (1 - self._alpha) * self._ema + self._alpha * loss
 
     def snapshot(self) -> StreamingSnapshot:
         """Return what can be said now."""
@@ -68,7 +70,7 @@ class StreamingMetrics:
         window = losses[-self._window :]
         return StreamingSnapshot(
             streaming_ce=self._ema,
-            loss_variance=pvariance(window) if len(window) > 1 else None,
+            loss_variance=variance(window),
             token_entropy=self._token_entropy(),
             loss_trend=loss_trend(losses),
             recent_trend=recent_trend(losses),
@@ -78,6 +80,14 @@ class StreamingMetrics:
     def _token_entropy(self) -> float | None:
         tokens = sum(count for _, count in self._entropies)
         return math.fsum(mean * count for mean, count in self._entropies) / tokens if tokens else None
+
+
+def variance(losses: Sequence[float]) -> float | None:
+    """Return the population variance, or None of fewer than two."""
+    if len(losses) < 2:
+        return None
+    mean = fmean(losses)
+    return fmean((loss - mean) * (loss - mean) for loss in losses)
 
 
 def loss_trend(losses: Sequence[float]) -> Trend:

@@ -83,8 +83,7 @@ class ThroughputMonitor:
         self._count = 0
         self._baseline: float | None = None
         self._smoothed: tuple[float, float] | None = None
-        self._others: dict[str, deque[float]] = {}
-        self._other_seconds = 0.0
+        self._others: dict[str, list[float]] = {}
 
     def observe_step(self, tokens: int, seconds: float, records: int = 0) -> None:
         """Take one optimizer step: its tokens without padding, and how long it trained."""
@@ -106,8 +105,7 @@ class ThroughputMonitor:
 
     def observe_other(self, kind: str, seconds: float) -> None:
         """Take the time of something that is not training, for instance an ``evaluation``."""
-        self._others.setdefault(kind, deque(maxlen=ETA_STEPS)).append(seconds)
-        self._other_seconds += seconds
+        self._others.setdefault(kind, []).append(seconds)
 
     def snapshot(self) -> ThroughputSnapshot:
         """Return what can be said now."""
@@ -122,7 +120,7 @@ class ThroughputMonitor:
             efficiency_ratio=smoothed / baseline if smoothed is not None and baseline else None,
             total_tokens=self._total_tokens,
             training_seconds=self._measured.seconds,
-            other_seconds=self._other_seconds,
+            other_seconds=math.fsum(map(math.fsum, self._others.values())),
         )
 
     def eta(self, step: int, total_steps: int, remaining: dict[str, int] | None = None) -> Eta | None:
@@ -140,10 +138,8 @@ class ThroughputMonitor:
         return Eta(seconds, _confidence(recent), total)
 
     def _other_time(self, left: int, remaining: dict[str, int]) -> float:
-        if not left:
-            return 0.0
         planned = math.fsum(
-            count * fmean(self._others[kind]) for kind, count in remaining.items() if self._others.get(kind)
+            count * fmean(self._others[kind]) for kind, count in remaining.items() if kind in self._others
         )
         unplanned = math.fsum(
             math.fsum(seconds) for kind, seconds in self._others.items() if kind not in remaining

@@ -26,7 +26,7 @@ def test_before_the_first_loss_nothing_is_known() -> None:
 
 
 def test_the_average_of_a_constant_is_that_constant() -> None:
-    assert after(*[2.5] * 30).streaming_ce == 2.5
+    assert after(*[2.5] * 30).streaming_ce == pytest.approx(2.5)
 
 
 def test_the_average_follows_a_step_as_its_closed_form_says() -> None:
@@ -46,7 +46,7 @@ def test_entropy_counts_every_token_once() -> None:
     assert metrics.snapshot().token_entropy == pytest.approx(2.5 * math.log(2))
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 1e200])
 def test_one_broken_loss_is_counted_and_poisons_nothing(broken: float) -> None:
     clean, struck = after(1.0, 2.0, 3.0), after(1.0, broken, 2.0, 3.0, broken)
     assert struck.skipped == 2
@@ -75,6 +75,5 @@ def test_losses_of_zero_have_a_trend_too() -> None:
 
 @given(st.lists(st.floats(), max_size=80))
 def test_nothing_that_is_not_a_number_ever_comes_out(losses: list[float]) -> None:
-    bounded = [loss if not math.isfinite(loss) else math.fmod(loss, 1e100) for loss in losses]
-    values = asdict(after(*bounded)).values()
+    values = asdict(after(*losses)).values()
     assert all(math.isfinite(value) for value in values if isinstance(value, float))

@@ -96,8 +96,17 @@ def test_the_eta_counts_the_evaluations_still_to_come() -> None:
     assert planned is not None and planned.seconds == pytest.approx(50.0 + 90.0)
     guessed = monitor.eta(41, 141)
     assert guessed is not None and guessed.seconds == pytest.approx(50.0 + 100 * 30.0 / 40)
-    last = monitor.eta(141, 141, {"evaluation": 0})
-    assert last is not None and last.seconds == 0.0
+    last, done = monitor.eta(141, 141, {"evaluation": 1}), monitor.eta(141, 141)
+    assert last is not None and last.seconds == pytest.approx(30.0)
+    assert done is not None and done.seconds == 0.0
+
+
+def test_every_checkpoint_of_a_long_run_counts_in_its_eta() -> None:
+    monitor = after(400)
+    for _ in range(100):
+        monitor.observe_other("checkpoint", 2.0)
+    eta = monitor.eta(401, 501)
+    assert eta is not None and eta.seconds == pytest.approx(100 * 0.5 + 25 * 2.0)
 
 
 def test_the_eta_of_a_noisy_run_with_evaluations_is_off_by_less_than_a_tenth() -> None:
