@@ -26,7 +26,9 @@ from intake.inbox import Inbox
 from intake.watch import Bell, Watch
 from monitoring.daemon_lock import only_daemon
 from monitoring.daemon_log import start_logging
-from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, now
+from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, encode_event, now
+from monitoring.hardware import HardwareMonitor
+from monitoring.observation import Thresholds
 from monitoring.systemd import Notifier
 from monitoring.training_status import QueueStatus, StatusWriter
 from training.claims import Claims, SetAside
@@ -82,6 +84,8 @@ class Daemon:
             paths.status_file,
             config.monitoring.status_seconds,
             clock,
+            hardware=HardwareMonitor(paths.base),
+            limits=Thresholds(disk_free_bytes=config.disk.min_free_bytes),
             state="starting",
             max_output_tokens=config.evaluation.max_new_tokens,
             context_window=config.data.max_length,
@@ -208,6 +212,7 @@ class Daemon:
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
         self._status.beat()
+        self._tell_alerts()
         self._tell_systemd()
         return self._wish()
 
@@ -301,17 +306,21 @@ class Daemon:
         """Keep what the worker said, and show it."""
         job = self._running
         assert job is not None, "events come only while a job runs"
-        try:
-            durable.append_line(self._store.run(job).events, line)
-        except OSError as error:
-            logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        self._keep_event(job, line)
         if isinstance(event, PlanEvent):
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
+        self._tell_alerts()
         if isinstance(event, NoteEvent):
             logger.info("Job %s: %s", job.job_id, event.message)
         if isinstance(event, CheckpointEvent) and event.step > (job.step or 0):
             self._running = self._queue.save(advanced(job, event.step))
+
+    def _keep_event(self, job: Job, line: bytes) -> None:
+        try:
+            durable.append_line(self._store.run(job).events, line)
+        except OSError as error:
+            logger.warning("Lost an event of job %s: %s", job.job_id, error)
 
     def _conclude(self, job: Job, outcome: OutcomeEvent) -> Job:
         """Record what the end of the worker makes of its job, and answer the command that ended it."""
@@ -389,6 +398,16 @@ class Daemon:
             self._notifier.send(f"STATUS={said}")
         if self._is_ending():
             self._notifier.send(f"EXTEND_TIMEOUT_USEC={EXTEND_STOP_SECONDS * 1_000_000}")
+
+    def _tell_alerts(self) -> None:
+        """Log what alarms and what no longer does, and keep it with the run it concerns."""
+        for alert in self._status.take_alerts():
+            level = logging.WARNING if alert.kind == "raised" else logging.INFO
+            logger.log(
+                level, "Alert %s %s: %s. %s", alert.category, alert.kind, alert.message, alert.recommendation
+            )
+            if self._running is not None:
+                self._keep_event(self._running, encode_event(alert))
 
     def _tell_crash(self, job: Job) -> None:
         self._status.update(status="crashed", error_type=job.failure_kind, error_message=job.message)

@@ -23,6 +23,7 @@ for command in (
     service.install_service,
 ):
     app.command()(command)
+app.command("checkpoints")(looking.list_checkpoints)
 app.add_typer(versions.app, name="versions")
 
 
