@@ -197,7 +197,7 @@ class BackupConfig(Section):
 class LedgerConfig(Section):
     """The index of jobs and metrics."""
 
-    url: str = ""
+    url: Annotated[str, Field(pattern=r"^($|sqlite:///|postgresql\+psycopg://)")] = ""
     """An SQLAlchemy URL, for instance of PostgreSQL; empty means SQLite in status/ledger.db."""
 
 
