@@ -7,11 +7,9 @@ import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Table, create_engine, delete, event, inspect, make_url, select, text
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import URL, Connection, Table, create_engine, delete, event, inspect, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -19,17 +17,19 @@ import durable
 from config import LedgerConfig, Paths
 from errors import ConfigError, EnvironmentNotReady, IntegrityError
 from training.ledger.readings import RunReader
-from training.ledger.tables import REVISION, Base, LocalTrainingJob, TrainingMetric
+from training.ledger.tables import JOBS, METADATA, METRICS, REVISION
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
+    from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-LOCK_SECONDS = 2.0
+LOCK_SECONDS = 1.0
 """How long is waited for another program that holds the database."""
 CONNECT_SECONDS = 3
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_JOBS = Base.metadata.tables[LocalTrainingJob.__tablename__]
-_METRICS = Base.metadata.tables[TrainingMetric.__tablename__]
 
 
 class LedgerDamaged(IntegrityError):
@@ -41,17 +41,21 @@ class Database:
 
     def __init__(self, paths: Paths, config: LedgerConfig) -> None:
         """Raise ConfigError when `ledger.url` cannot be understood; nothing is opened yet."""
-        try:
-            url = make_url(config.url or f"sqlite:///{paths.ledger}")
-        except (SQLAlchemyError, ValueError) as error:
-            raise ConfigError(f"ledger.url: {error}") from error
+        url = _url(config.url) if config.url else URL.create("sqlite", database=str(paths.ledger))
         is_sqlite = url.get_backend_name() == "sqlite"
         self.file = Path(url.database or "") if is_sqlite else None
         """The file of an SQLite ledger."""
         self.name = str(self.file or url.render_as_string(hide_password=True))
-        wait = {"timeout": LOCK_SECONDS}
-        options = {"connect_timeout": CONNECT_SECONDS, "options": f"-c lock_timeout={LOCK_SECONDS:.0f}s"}
-        self._engine = create_engine(url, poolclass=NullPool, connect_args=wait if is_sqlite else options)
+        patience: dict[str, object] = {"timeout": LOCK_SECONDS}
+        if not is_sqlite:
+            lock_timeout = f"-c lock_timeout={1000 * LOCK_SECONDS:.0f}"
+            patience = {"connect_timeout": CONNECT_SECONDS, "options": lock_timeout}
+        try:
+            self._engine = create_engine(url, poolclass=NullPool, connect_args=patience)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"ledger.url: {error}; install it with: pip install -e '.[postgres]'"
+            ) from error
         if is_sqlite:
             event.listen(self._engine, "connect", _leave_transactions_to_us)
             event.listen(self._engine, "begin", _begin)
@@ -84,8 +88,11 @@ class Database:
                 verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
                 if verdict != "ok":
                     raise LedgerDamaged(f"{self.name}: {verdict}; the file is damaged")
-            if _revision(connection) != REVISION:
-                migrate(connection, self.name)
+            revision = _revision(connection)
+            if revision is None:
+                create_tables(connection)
+            elif revision != REVISION:
+                _migrate(connection, self.name)
 
     def check(self, connection: Connection) -> None:
         """Raise EnvironmentNotReady unless the tables are those of today."""
@@ -111,59 +118,83 @@ class Database:
         return place
 
 
+def _url(text: str) -> URL:
+    try:
+        return make_url(text)
+    except (SQLAlchemyError, ValueError) as error:
+        raise ConfigError(f"ledger.url: {error}") from error
+
+
 def drop_tables(connection: Connection) -> None:
     """Remove the ledger from a database, whatever revision it has."""
-    Base.metadata.drop_all(connection)
+    METADATA.drop_all(connection)
     connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+
+
+def create_tables(connection: Connection) -> None:
+    """Make the tables of today in a database that has none, as all migrations together would."""
+    METADATA.create_all(connection)
+    connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
+    connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": REVISION})
 
 
 def known_sources(connection: Connection) -> dict[str, str | None]:
     """Return for each job in the ledger what its row was made from."""
-    rows = connection.execute(select(_JOBS.c.id, _JOBS.c.sources))
+    rows = connection.execute(select(JOBS.c.id, JOBS.c.sources))
     return {row.id: row.sources for row in rows}
 
 
 def list_jobs(connection: Connection) -> list[dict[str, Any]]:
     """Return the rows of all jobs by their numbers."""
-    rows = connection.execute(select(_JOBS).order_by(_JOBS.c.number))
+    rows = connection.execute(select(JOBS).order_by(JOBS.c.number))
     return [dict(row) for row in rows.mappings()]
 
 
 def list_metrics(connection: Connection, job_id: str) -> list[dict[str, Any]]:
     """Return the rows of a job's steps, in order."""
-    chosen = select(_METRICS).where(_METRICS.c.job_id == job_id).order_by(_METRICS.c.step)
+    chosen = select(METRICS).where(METRICS.c.job_id == job_id).order_by(METRICS.c.step)
     return [dict(row) for row in connection.execute(chosen).mappings()]
 
 
 def remove_job(connection: Connection, job_id: str) -> None:
     """Remove a job and its steps."""
-    connection.execute(delete(_METRICS).where(_METRICS.c.job_id == job_id))
-    connection.execute(delete(_JOBS).where(_JOBS.c.id == job_id))
+    connection.execute(delete(METRICS).where(METRICS.c.job_id == job_id))
+    connection.execute(delete(JOBS).where(JOBS.c.id == job_id))
 
 
 def write_run(connection: Connection, reader: RunReader) -> None:
     """Write what `reader` reads now: all of a run when it is new, else what was added since."""
     for batch in reader.read():
         if batch.cut_to is not None:
-            is_later = (_METRICS.c.job_id == reader.job_id) & (_METRICS.c.step > batch.cut_to)
-            connection.execute(delete(_METRICS).where(is_later))
-        _upsert(connection, _METRICS, list(batch.steps.values()))
-        _upsert(connection, _METRICS, list(batch.evaluations.values()))
+            is_later = (METRICS.c.job_id == reader.job_id) & (METRICS.c.step > batch.cut_to)
+            connection.execute(delete(METRICS).where(is_later))
+        _upsert(connection, METRICS, list(batch.steps.values()))
+        _upsert(connection, METRICS, list(batch.evaluations.values()))
     if reader.job is None:
         remove_job(connection, reader.job_id)
     else:
-        _upsert(connection, _JOBS, [reader.row()])
+        _upsert(connection, JOBS, [reader.row()])
 
 
 def _upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, or set in those that are there the columns that are given."""
     if not rows:
         return
-    insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-    statement = insert(table)
+    statement = _insert(connection, table)
     keys = [column.name for column in table.primary_key]
     given = {name: statement.excluded[name] for name in rows[0] if name not in keys}
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=given), rows)
+
+
+def _insert(connection: Connection, table: Table) -> SqliteInsert | PostgresqlInsert:
+    """Return the statement of this database, the only one of which the module is loaded."""
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert as insert_into_sqlite
+
+        return insert_into_sqlite(table)
+    from sqlalchemy.dialects.postgresql import insert as insert_into_postgresql
+
+    return insert_into_postgresql(table)
 
 
 def _revision(connection: Connection) -> str | None:
@@ -173,8 +204,8 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def migrate(connection: Connection, name: str) -> None:
-    """Run the migrations that are missing; alembic, which takes 11 MB, is only loaded when there are any."""
+def _migrate(connection: Connection, name: str) -> None:
+    """Run the migrations that are missing; alembic, which takes 8 MB, is only loaded when there are any."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic import command
     from alembic.config import Config as AlembicConfig

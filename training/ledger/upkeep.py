@@ -10,10 +10,10 @@ from errors import UsageError
 from training.ledger.database import (
     Database,
     LedgerDamaged,
+    create_tables,
     drop_tables,
     list_jobs,
     list_metrics,
-    migrate,
     write_run,
 )
 from training.ledger.readings import RunReader, run_ids
@@ -93,7 +93,7 @@ def read_run(paths: Paths, job_id: str) -> tuple[dict[str, Any] | None, dict[int
 def _rebuild(database: Database, paths: Paths) -> int:
     with database.transaction() as connection:
         drop_tables(connection)
-        migrate(connection, database.name)
+        create_tables(connection)
         for job_id in run_ids(paths):
             write_run(connection, RunReader(paths, job_id))
         return len(list_jobs(connection))

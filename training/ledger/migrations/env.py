@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from alembic import context
 
-from training.ledger.tables import Base
+from training.ledger.tables import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=METADATA,
     transactional_ddl=True,
 )
 context.run_migrations()
