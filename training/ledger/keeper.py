@@ -74,20 +74,12 @@ class LedgerKeeper:
     # The thread
 
     def _work(self) -> None:
-        while self._is_nothing_there() and not self._is_stopping:
-            self._wait()
-        if self._is_nothing_there():
-            return
         while True:
             is_last = self._is_stopping
             self._keep()
             if is_last:
                 return
             self._wait()
-
-    def _is_nothing_there(self) -> bool:
-        """Tell whether this base folder has never had a job, so that there is no ledger to keep yet."""
-        return not (self._config.url or self._paths.ledger.exists() or any(self._paths.runs.iterdir()))
 
     def _wait(self) -> None:
         """Wait for changes, but not for long where something is to be made up for."""
@@ -111,11 +103,17 @@ class LedgerKeeper:
             self._tell(None)
 
     def _write(self, changed: set[str]) -> None:
+        if self._follower is None and self._is_nothing_there():
+            return
         if self._follower is None:
             from training.ledger.following import Follower  # loads SQLAlchemy: 0.1 s and 11 MB
 
             self._follower = Follower(self._paths, self._config)
         self._follower.write(changed)
+
+    def _is_nothing_there(self) -> bool:
+        """Tell whether this base folder has never had a job, so that there is no ledger to keep yet."""
+        return not (self._config.url or self._paths.ledger.exists() or any(self._paths.runs.iterdir()))
 
     def _tell(self, trouble: str | None) -> None:
         if trouble is not None and trouble != self.trouble:
