@@ -198,10 +198,10 @@ def _insert(connection: Connection, table: Table) -> SqliteInsert | PostgresqlIn
 
 
 def _revision(connection: Connection) -> str | None:
+    """Return the last migration that was run; empty before the first, None where there is no ledger at all."""
     if not inspect(connection).has_table("alembic_version"):
         return None
-    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    return revision
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or ""
 
 
 def _migrate(connection: Connection, name: str) -> None:

@@ -48,17 +48,15 @@ def test_tables_made_at_once_bear_the_newest_revision(database: Database) -> Non
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
-def test_an_older_ledger_is_upgraded_and_keeps_its_rows(database: Database) -> None:
-    """There is one revision yet: a database that alembic knows, but without any, is older."""
+def test_an_older_ledger_is_brought_up_by_its_migrations(database: Database) -> None:
+    """Here by all of them, from before the first; what else is in the database stays."""
     with database.transaction() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
         connection.execute(text("CREATE TABLE of_somebody (x INTEGER)"))
-        connection.execute(text("INSERT INTO alembic_version VALUES ('base')"))
-        connection.execute(text("DELETE FROM alembic_version"))
     database.upgrade()
     with database.transaction() as connection:
         database.check(connection)
-        assert connection.execute(text("SELECT count(*) FROM of_somebody")).scalar() == 0
+        assert connection.dialect.has_table(connection, "of_somebody")
 
 
 def test_a_ledger_of_a_later_release_is_left_alone(database: Database) -> None:
