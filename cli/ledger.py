@@ -45,12 +45,13 @@ def ledger(context: typer.Context, base: Base = HERE, as_json: AsJson = False) -
 
 
 @app.command()
-def rebuild(base: Base = HERE, as_json: AsJson = False) -> None:
+def rebuild(context: typer.Context, base: Base = HERE, as_json: AsJson = False) -> None:
     """Make the whole ledger again from the run folders; a daemon must be ended first."""
     from monitoring.daemon_lock import only_daemon
     from training.ledger.upkeep import rebuild_ledger
 
-    paths, config = open_base(base)
+    assert context.parent is not None
+    paths, config = open_base(base if base != HERE else context.parent.params["base"])
     paths.create()
     with only_daemon(paths):
         jobs = rebuild_ledger(paths, config)

@@ -198,7 +198,7 @@ def _insert(connection: Connection, table: Table) -> SqliteInsert | PostgresqlIn
 
 
 def _revision(connection: Connection) -> str | None:
-    """Return the last migration that was run; empty before the first, None where there is no ledger at all."""
+    """Return the last migration that was run; empty before the first, None where there is no ledger."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or ""

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from errors import EnvironmentNotReady
 from monitoring.events import OutcomeEvent
 from monitoring.training_status import read_status
 from tests.training.ledger.postgres import Server
 from tests.training.ledger.run_folders import Folder, plan, step, steps, wait_until
 from training.jobs import Job
-from training.ledger.database import Database
 from training.ledger.keeper import LedgerKeeper
 from training.ledger.upkeep import ledger_differences, rebuild_ledger, recorded_jobs
 
@@ -37,14 +37,21 @@ def differences(folder: Folder) -> list[str]:
     return ledger_differences(folder.paths, folder.config)
 
 
+def is_kept(folder: Folder) -> bool:
+    """Tell whether the ledger is there and up to date."""
+    try:
+        return differences(folder) == []
+    except EnvironmentNotReady:  # its tables are not there yet
+        return False
+
+
 def test_a_job_is_followed_while_it_runs(folder: Folder) -> None:
     job = folder.job(1, plan(), step(1), state="running", started=True)
     with keeping(folder) as keeper:
-        wait_until(lambda: folder.url or folder.paths.ledger.exists())
         for number in range(2, 11):
             folder.say(job, step(number))
             keeper.note(job)
-            wait_until(lambda: not differences(folder))
+            wait_until(lambda: is_kept(folder))
         assert recorded_jobs(folder.paths, folder.config)[0]["current_step"] == 10
 
 
@@ -52,10 +59,10 @@ def test_a_resumed_job_is_followed_without_its_first_try(folder: Folder) -> None
     job = folder.job(1, plan(), *steps(range(1, 8)), state="running", started=True)
     with keeping(folder) as keeper:
         keeper.note(job)
-        wait_until(lambda: (folder.url or folder.paths.ledger.exists()) and not differences(folder))
+        wait_until(lambda: is_kept(folder))
         folder.say(job, plan(start_step=5))
         keeper.note(job)
-        wait_until(lambda: not differences(folder))
+        wait_until(lambda: is_kept(folder))
         folder.say(job, step(6, 7.0))
         keeper.note(job)
     assert differences(folder) == []
@@ -88,21 +95,22 @@ def test_what_changed_while_nobody_kept_it_is_made_up_for(folder: Folder) -> Non
     assert [job["number"] for job in recorded_jobs(folder.paths, folder.config)] == [kept.number, 2, 4]
 
 
-def test_finished_jobs_in_the_ledger_are_not_read_again(sqlite_folder: Folder) -> None:
-    """A start with a thousand of them looks at their files' sizes and times only."""
-    jobs = [
-        sqlite_folder.job(number, plan(), state="finished", outcome="completed", finished_at=None)
-        for number in range(1, 1001)
-    ]
-    rebuild_ledger(sqlite_folder.paths, sqlite_folder.config)
-    for job in jobs:  # whoever reads them now fails
-        sqlite_folder.paths.run(job.job_id).events.chmod(0)
-    started_at = time.monotonic()
-    keeper = LedgerKeeper(sqlite_folder.paths, sqlite_folder.config.ledger)
-    keeper.start()
-    keeper.stop()
-    assert time.monotonic() - started_at < 3
-    assert keeper.trouble is None
+def test_finished_jobs_in_the_ledger_are_not_read_again(folder: Folder) -> None:
+    """A start looks at the sizes and times of their files only."""
+    done = folder.job(1, plan(), step(1, 0.5), state="finished", outcome="completed")
+    rebuild_ledger(folder.paths, folder.config)
+    events = folder.paths.run(done.job_id).events
+    facts = events.stat()
+    events.write_bytes(events.read_bytes().replace(b'"loss":0.5', b'"loss":0.7'))
+    os.utime(events, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    folder.job(2)
+    with keeping(folder):
+        pass
+    assert [job["loss"] for job in recorded_jobs(folder.paths, folder.config)] == [0.5, None]
+    os.utime(events)
+    with keeping(folder):
+        pass
+    assert differences(folder) == []
 
 
 def test_noting_a_step_costs_the_daemon_microseconds(sqlite_folder: Folder) -> None:
@@ -136,7 +144,7 @@ def test_a_locked_ledger_is_told_and_made_up_for(
 def test_a_ledger_damaged_under_the_daemon_is_set_aside_and_made_again(sqlite_folder: Folder) -> None:
     job = sqlite_folder.job(1, plan(), state="running", started=True)
     with keeping(sqlite_folder) as keeper:
-        wait_until(lambda: sqlite_folder.paths.ledger.exists() and not differences(sqlite_folder))
+        wait_until(lambda: is_kept(sqlite_folder))
         sqlite_folder.paths.ledger.write_bytes(b"\xa5" * 8192)
         sqlite_folder.say(job, step(1))
         keeper.note(job)
@@ -150,10 +158,10 @@ def test_a_ledger_removed_under_the_daemon_is_made_again(sqlite_folder: Folder) 
     job = sqlite_folder.job(1, plan(), state="running", started=True)
     sqlite_folder.job(2, plan(), state="finished", outcome="failed")
     with keeping(sqlite_folder) as keeper:
-        wait_until(lambda: sqlite_folder.paths.ledger.exists() and not differences(sqlite_folder))
+        wait_until(lambda: is_kept(sqlite_folder))
         sqlite_folder.paths.ledger.unlink()
         keeper.note(job)
-        wait_until(lambda: sqlite_folder.paths.ledger.exists() and not differences(sqlite_folder))
+        wait_until(lambda: is_kept(sqlite_folder))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
@@ -185,7 +193,7 @@ def test_a_server_that_is_away_is_told_and_made_up_for(tmp_path: Path, server: S
     folder = Folder(tmp_path / "base", server.make_database("away"))
     job = folder.job(1, plan(), step(1), state="running", started=True)
     with keeping(folder) as keeper:
-        wait_until(lambda: _is_recorded(folder))
+        wait_until(lambda: is_kept(folder))
         server.stop()
         folder.say(job, step(2))
         keeper.note(job)
@@ -208,12 +216,6 @@ def test_two_begin_and_one_end_leave_the_right_rows(folder: Folder) -> None:
         folder.store.save(ended)
         keeper.note(ended)
     assert differences(folder) == []
-
-
-def _is_recorded(folder: Folder) -> bool:
-    database = Database(folder.paths, folder.config.ledger)
-    database.upgrade()
-    return not differences(folder)
 
 
 # With the daemon itself
