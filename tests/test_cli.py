@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from config import Paths, load_config
+from monitoring.daemon_lock import only_daemon
 from training.ledger.upkeep import ledger_differences
 
 ROOT = Path(__file__).parent.parent
@@ -258,8 +259,10 @@ def test_ledger_rebuild_makes_it_again_equal_row_for_row(lineage: Path) -> None:
     assert ledger_differences(Paths(lineage), load_config(lineage)) == []
 
 
-def test_ledger_rebuild_is_refused_while_a_daemon_lives(tmp_path: Path, tiny_model: Path) -> None:
-    base = make_base(tmp_path / "base", tiny_model)
-    with running_daemon(base):
-        refused = trainbox(base, "ledger", "rebuild")
-        assert (refused.returncode, "trainbox stop" in refused.stderr) == (2, True)
+def test_ledger_rebuild_is_refused_while_a_daemon_lives(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.create()
+    with only_daemon(paths):
+        refused = trainbox(tmp_path, "ledger", "rebuild")
+    assert (refused.returncode, "trainbox stop" in refused.stderr) == (2, True)
+    assert not paths.ledger.exists()

@@ -9,7 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, Table, create_engine, delete, event, inspect, make_url, select, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Select,
+    Table,
+    create_engine,
+    delete,
+    event,
+    inspect,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -146,14 +158,13 @@ def known_sources(connection: Connection) -> dict[str, str | None]:
 
 def list_jobs(connection: Connection) -> list[dict[str, Any]]:
     """Return the rows of all jobs by their numbers."""
-    rows = connection.execute(select(JOBS).order_by(JOBS.c.number))
-    return [dict(row) for row in rows.mappings()]
+    return _rows(connection, select(JOBS).order_by(JOBS.c.number))
 
 
 def list_metrics(connection: Connection, job_id: str) -> list[dict[str, Any]]:
     """Return the rows of a job's steps, in order."""
     chosen = select(METRICS).where(METRICS.c.job_id == job_id).order_by(METRICS.c.step)
-    return [dict(row) for row in connection.execute(chosen).mappings()]
+    return _rows(connection, chosen)
 
 
 def remove_job(connection: Connection, job_id: str) -> None:
@@ -184,6 +195,13 @@ def _upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, An
     keys = [column.name for column in table.primary_key]
     given = {name: statement.excluded[name] for name in rows[0] if name not in keys}
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=given), rows)
+
+
+def _rows(connection: Connection, chosen: Select[Any]) -> list[dict[str, Any]]:
+    """Return rows by plain names: SQLAlchemy's own are no keys for JSON."""
+    return [
+        {str(name): value for name, value in row.items()} for row in connection.execute(chosen).mappings()
+    ]
 
 
 def _insert(connection: Connection, table: Table) -> SqliteInsert | PostgresqlInsert:

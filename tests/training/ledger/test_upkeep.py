@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from errors import AlreadyRunning, EnvironmentNotReady, UsageError
-from monitoring.daemon_lock import only_daemon
+from errors import EnvironmentNotReady, UsageError
 from tests.training.ledger.postgres import Server
 from tests.training.ledger.run_folders import Folder, plan, step, steps, wait_until
 from training.ledger.database import Database, list_jobs, list_metrics
@@ -148,12 +147,6 @@ def test_a_run_whose_document_is_damaged_has_no_row(sqlite_folder: Folder) -> No
     assert read_run(sqlite_folder.paths, job.job_id) == (None, {})
     assert rebuild_ledger(sqlite_folder.paths, sqlite_folder.config) == 0
     assert ledger_differences(sqlite_folder.paths, sqlite_folder.config) == []
-
-
-def test_while_a_daemon_lives_nobody_else_rebuilds(sqlite_folder: Folder) -> None:
-    sqlite_folder.job(1)
-    with only_daemon(sqlite_folder.paths), pytest.raises(AlreadyRunning), only_daemon(sqlite_folder.paths):
-        raise AssertionError("two hold the lock")
 
 
 def test_an_unreachable_server_is_named_without_its_password(tmp_path: Path, server: Server) -> None:
