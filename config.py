@@ -198,7 +198,9 @@ class LedgerConfig(Section):
     """The index of jobs and metrics."""
 
     url: Annotated[str, Field(pattern=r"^($|sqlite:///|postgresql\+psycopg://)")] = ""
-    """An SQLAlchemy URL, for instance of PostgreSQL; empty means SQLite in status/ledger.db."""
+    """SQLAlchemy URL of a database that holds this base folder alone; empty means SQLite in status/ledger.db.
+
+    It is stored with each run: a password belongs into ~/.pgpass."""
 
 
 class MonitoringConfig(Section):

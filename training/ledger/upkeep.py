@@ -92,6 +92,7 @@ def read_run(paths: Paths, job_id: str) -> tuple[dict[str, Any] | None, dict[int
 
 def _rebuild(database: Database, paths: Paths) -> int:
     with database.transaction() as connection:
+        database.check_file(connection)
         drop_tables(connection)
         create_tables(connection)
         for job_id in run_ids(paths):

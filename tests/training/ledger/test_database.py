@@ -99,13 +99,13 @@ def test_a_damaged_file_is_told_from_a_busy_one_and_set_aside(sqlite_folder: Fol
     with pytest.raises(LedgerDamaged, match="damaged"):
         database.upgrade()
     path.with_name("ledger.db-journal").write_bytes(b"of the damaged one")
-    assert database.set_aside().name == "ledger.damaged-1.db"
+    assert database.set_aside().name == "ledger.db.damaged-1"
     assert not path.exists()
-    assert path.with_name("ledger.damaged-1.db-journal").exists()
+    assert path.with_name("ledger.db.damaged-1-journal").exists()
     assert not path.with_name("ledger.db-journal").exists()
     database.upgrade()
     path.write_bytes(b"again")
-    assert database.set_aside().name == "ledger.damaged-2.db"
+    assert database.set_aside().name == "ledger.db.damaged-2"
 
 
 @pytest.mark.parametrize("url", ["mysql://localhost/x", "ledger.db", "postgresql://localhost/x"])

@@ -148,7 +148,7 @@ def test_a_ledger_damaged_under_the_daemon_is_set_aside_and_made_again(sqlite_fo
         sqlite_folder.paths.ledger.write_bytes(b"\xa5" * 8192)
         sqlite_folder.say(job, step(1))
         keeper.note(job)
-        aside = sqlite_folder.paths.ledger.with_name("ledger.damaged-1.db")
+        aside = sqlite_folder.paths.ledger.with_name("ledger.db.damaged-1")
         wait_until(aside.exists)
     assert differences(sqlite_folder) == []
     assert aside.read_bytes() == b"\xa5" * 8192

@@ -124,7 +124,7 @@ def test_a_rebuild_sets_a_damaged_file_aside(sqlite_folder: Folder) -> None:
     sqlite_folder.job(1)
     sqlite_folder.paths.ledger.write_bytes(b"this is no database" * 100)
     assert rebuild_ledger(sqlite_folder.paths, sqlite_folder.config) == 1
-    aside = sqlite_folder.paths.ledger.with_name("ledger.damaged-1.db")
+    aside = sqlite_folder.paths.ledger.with_name("ledger.db.damaged-1")
     assert aside.read_bytes().startswith(b"this is no database")
     assert ledger_differences(sqlite_folder.paths, sqlite_folder.config) == []
 
