@@ -11,6 +11,6 @@ The table `local_training_jobs` has the columns by which other tools know such a
 - num_gpus, distributed_strategy: a job is trained by one process.
 - parameter_updates, last_parameter_update_at: a run's settings never change; they are in `config`.
 
-best_checkpoint_score is null until an event carries a score. A row of `training_metrics` leaves out what follows from the rows before it (loss_trend, best_*) and
-samples_per_second, which the job has as a mean.
+best_checkpoint_score is null until an event carries a score. A row of `training_metrics` leaves out gpu_*,
+what follows from the rows before it (loss_trend, best_*), and samples_per_second: the job has its mean.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,12 +26,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def ledger_url(request: pytest.FixtureRequest) -> str:
     """An empty ledger on each kind of database; the empty URL is SQLite in status/."""
     if request.param == "sqlite":
         return ""
-    made: Server = request.getfixturevalue("server")
-    return made.make_database(f"{request.node.name[:40]}_{time.monotonic_ns()}")
+    server: Server = request.getfixturevalue("server")
+    return server.emptied()
 
 
 @pytest.fixture

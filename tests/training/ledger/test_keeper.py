@@ -190,7 +190,7 @@ def test_a_full_disk_is_told_and_made_up_for(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_away_is_told_and_made_up_for(tmp_path: Path, server: Server) -> None:
-    folder = Folder(tmp_path / "base", server.make_database("away"))
+    folder = Folder(tmp_path / "base", server.emptied())
     job = folder.job(1, plan(), step(1), state="running", started=True)
     with keeping(folder) as keeper:
         wait_until(lambda: is_kept(folder))

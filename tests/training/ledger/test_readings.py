@@ -169,20 +169,6 @@ def test_the_last_steps_of_an_ended_job_come_from_the_trainers_log_too(bench: Fo
     assert (sorted(metrics), row["eval_loss"], row["loss"]) == ([1, 2], 0.75, 0.5)
 
 
-def test_the_verdict_comes_from_the_manifest_when_the_worker_died_before_it_told(
-    sqlite_folder: Folder,
-) -> None:
-    sqlite_folder.drop("a.jsonl", publish_then_die=True)
-    sqlite_folder.run()
-    (job,) = sqlite_folder.store.all()
-    row, _ = read_run(sqlite_folder.paths, job.job_id)
-    assert row is not None
-    assert (row["version"], row["metadata"]["decision"], row["metadata"]["decision_reason"]) == (
-        *("v0001", "promote"),
-        "stub",
-    )
-
-
 def test_a_run_read_while_it_grows_says_what_it_says_when_read_at_once(bench: Folder) -> None:
     job = bench.job(1)
     events: list[Event] = [

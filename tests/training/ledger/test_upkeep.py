@@ -28,10 +28,11 @@ def rows(folder: Folder) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder after real lives, with the ledger that was kept through them.
 
-    Completed twice, refused, failed, skipped, and resumed after worker and daemon were killed.
+    Completed twice, once by a worker that died before it told, refused, failed, skipped, and resumed after
+    worker and daemon were killed.
     """
     folder = Folder(tmp_path_factory.mktemp("lived") / "base")
-    folder.drop("a.jsonl", steps=3)
+    folder.drop("a.jsonl", steps=3, publish_then_die=True)
     folder.drop("b.jsonl", refuse="no usable record")
     folder.drop("c.jsonl", fail="nan")
     folder.drop("d.jsonl", steps=40, checkpoint_every=5, crash_at=8, step_seconds=0.02)
@@ -72,6 +73,8 @@ def test_a_rebuilt_ledger_equals_the_one_kept_through_real_lives(
     ]
     assert [row["step"] for row in metrics[3]] == list(range(1, 41))
     assert jobs[3]["resume_from_checkpoint"] is not None
+    verdicts = [(job["metadata"]["decision"], job["metadata"]["decision_reason"]) for job in jobs]
+    assert verdicts[0] == verdicts[3] == verdicts[5] == ("promote", "stub")  # the first from its manifest
     assert rebuild_ledger(folder.paths, folder.config) == 6
     assert rows(folder) == (jobs, metrics)
 
