@@ -42,6 +42,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_SECONDS = 1.0
 """How long is waited for another program that holds the database."""
 CONNECT_SECONDS = 3
+"""A server that does not answer for so long is away."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -61,8 +62,11 @@ class Database:
         self.name = str(self.file or url.render_as_string(hide_password=True))
         patience: dict[str, object] = {"timeout": LOCK_SECONDS}
         if not is_sqlite:
-            lock_timeout = f"-c lock_timeout={1000 * LOCK_SECONDS:.0f}"
-            patience = {"connect_timeout": CONNECT_SECONDS, "options": lock_timeout}
+            patience = {
+                "connect_timeout": CONNECT_SECONDS,
+                "tcp_user_timeout": 1000 * CONNECT_SECONDS,
+                "options": f"-c lock_timeout={1000 * LOCK_SECONDS:.0f}",
+            }
         try:
             self._engine = create_engine(url, poolclass=NullPool, connect_args=patience)
         except ModuleNotFoundError as error:
@@ -91,7 +95,7 @@ class Database:
             cause = getattr(error, "orig", None) or error
             reason = str(cause).strip().partition("\n")[0]
             if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-                raise LedgerDamaged(f"{self.name}: {reason}; the file is damaged") from error
+                raise self._damaged(reason) from error
             raise EnvironmentNotReady(f"{self.name}: {reason}") from error
 
     def upgrade(self) -> None:
@@ -108,7 +112,7 @@ class Database:
         """Raise LedgerDamaged when SQLite finds its file damaged; 0.3 s for a ledger of 140 MB."""
         verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() if self.file else "ok"
         if verdict != "ok":
-            raise LedgerDamaged(f"{self.name}: {verdict}; the file is damaged")
+            raise self._damaged(str(verdict))
 
     def check(self, connection: Connection) -> None:
         """Raise EnvironmentNotReady unless the tables are those of today."""
@@ -118,6 +122,10 @@ class Database:
                 f"{self.name}: found tables of revision {revision or 'none'}, expected {REVISION}; "
                 "start the daemon, or make the ledger again with: trainbox ledger rebuild"
             )
+
+    def _damaged(self, reason: str) -> LedgerDamaged:
+        remedy = "the daemon sets it aside and makes it again, and so does: trainbox ledger rebuild"
+        return LedgerDamaged(f"{self.name}: {reason}; the file is damaged; {remedy}")
 
     def set_aside(self) -> Path:
         """Rename a damaged file and what belongs to it, so that a new one can be begun; return its name."""
@@ -135,9 +143,9 @@ class Database:
         return place
 
 
-def _url(text: str) -> URL:
+def _url(name: str) -> URL:
     try:
-        return make_url(text)
+        return make_url(name)
     except (SQLAlchemyError, ValueError) as error:
         raise ConfigError(f"ledger.url: {error}") from error
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from sqlalchemy import Connection
+
 from config import LedgerConfig, Paths
 from training.ledger.database import Database, LedgerDamaged, known_sources, remove_job, write_run
 from training.ledger.readings import RunReader, fingerprint, run_ids
@@ -49,22 +51,22 @@ class Follower:
 
     def _write_jobs(self, job_ids: list[str]) -> None:
         """Write some jobs in one transaction."""
-        known, self._running = self._running, None
-        kept = known
+        running, self._running = self._running, None
         with self._database.transaction() as connection:
             for job_id in job_ids:
-                is_known = known is not None and known.job_id == job_id
-                reader = known if known is not None and is_known else RunReader(self._paths, job_id)
-                write_run(connection, reader)
-                state = None if reader.job is None else reader.job.state
-                if state == "running":
-                    kept = reader
-                elif is_known:
-                    kept = None
-                if state == "finished" and is_known:
-                    # Once more from the beginning: what stays is what a rebuild would write.
-                    write_run(connection, RunReader(self._paths, job_id))
-        self._running = kept
+                running = self._write_job(connection, job_id, running)
+        self._running = running
+
+    def _write_job(self, connection: Connection, job_id: str, running: RunReader | None) -> RunReader | None:
+        """Write one job, and return the reader of the one that runs now."""
+        if running is not None and running.job_id == job_id:
+            write_run(connection, running)
+            if _runs(running):
+                return running
+            running = None  # read once more from the beginning: what stays is what a rebuild would write
+        reader = RunReader(self._paths, job_id)
+        write_run(connection, reader)
+        return reader if _runs(reader) else running
 
     def _differing(self) -> set[str]:
         """Return the jobs whose rows may not be what their folders say, and remove those without a folder."""
@@ -78,3 +80,7 @@ class Follower:
             for job_id in job_ids
             if sources.get(job_id) is None or sources[job_id] != fingerprint(self._paths, job_id)
         }
+
+
+def _runs(reader: RunReader) -> bool:
+    return reader.job is not None and reader.job.state == "running"

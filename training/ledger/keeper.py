@@ -23,7 +23,7 @@ BATCH_SECONDS = 2.0
 """Changes are gathered for so long before they are written."""
 RETRY_SECONDS = 10.0
 """Time between two attempts while the database cannot be written and nothing changes."""
-STOP_SECONDS = 5.0
+STOP_SECONDS = 20.0
 """The end of the daemon waits no longer for the last rows."""
 
 
