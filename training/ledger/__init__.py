@@ -1,7 +1,8 @@
 """The ledger: an index of all jobs and their metrics in a database, made from the run folders alone.
 
-`readings` says what a run folder says, `tables` how that is kept, `database` opens it, `keeper` follows the
-daemon's jobs, `upkeep` makes the whole of it again or compares it. One database holds one base folder.
+`readings` says what a run folder says, from its `sources`, with `metrics` for each step; `tables` how that is
+kept; `database` opens it; `keeper` follows the daemon's jobs by `following`; `upkeep` makes the whole of it
+again or compares it. One database holds one base folder.
 
 The table `local_training_jobs` has the columns by which other tools know such a table, but for these:
 

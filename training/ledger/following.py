@@ -8,7 +8,8 @@ from sqlalchemy import Connection
 
 from config import LedgerConfig, Paths
 from training.ledger.database import Database, LedgerDamaged, known_sources, remove_job, write_run
-from training.ledger.readings import RunReader, fingerprint, run_ids
+from training.ledger.readings import RunReader
+from training.ledger.sources import fingerprint, run_ids
 
 logger = logging.getLogger(__name__)
 

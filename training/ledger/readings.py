@@ -5,17 +5,10 @@ The same files give the same rows, whether they are read at once or while they g
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
-import orjson
-import yaml
-
-import durable
 from config import Paths
 from errors import IntegrityError, UsageError
 from monitoring.events import (
@@ -30,61 +23,27 @@ from monitoring.events import (
     decode_event,
 )
 from training.filing import folder_for
-from training.jobs import JOB_ID, Job, JobStore
+from training.jobs import Job, JobStore
+from training.ledger.metrics import (
+    EvaluationRow,
+    MetricBatch,
+    StepRow,
+    loss_trend,
+    perplexity,
+    read_trainer_log,
+    step_row,
+)
+from training.ledger.sources import fingerprint, integer, read_config, read_report, section
 from training.versions import VersionStore
 
 BATCH_ROWS = 1000
 TREND_STEPS = 10
-TREND_TOLERANCE = 0.01
 _STATUS_OF_OUTCOME = {
     "completed": "completed",
     "failed": "failed",
     "refused": "failed",
     "skipped": "cancelled",
 }
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a config in 1 ms instead of 10
-
-
-class StepRow(TypedDict):
-    """What is known of one optimizer step."""
-
-    job_id: str
-    step: int
-    epoch: float | None
-    train_loss: float | None
-    train_perplexity: float | None
-    learning_rate: float | None
-    grad_norm: float | None
-    tokens: int | None
-    tokens_per_second: float | None
-    timestamp: datetime | None
-
-
-class EvaluationRow(TypedDict):
-    """What was measured after one optimizer step."""
-
-    job_id: str
-    step: int
-    eval_loss: float
-    perplexity: float | None
-
-
-class MetricBatch:
-    """Some rows, to be written after all rows above `cut_to` are removed."""
-
-    def __init__(self) -> None:
-        self.cut_to: int | None = None
-        self.steps: dict[int, StepRow] = {}
-        self.evaluations: dict[int, EvaluationRow] = {}
-
-    def __len__(self) -> int:
-        return len(self.steps) + len(self.evaluations)
-
-    def cut(self, step: int) -> None:
-        """Drop what comes after `step`, here and where earlier batches were written."""
-        self.cut_to = step if self.cut_to is None else min(step, self.cut_to)
-        self.steps = {number: row for number, row in self.steps.items() if number <= step}
-        self.evaluations = {number: row for number, row in self.evaluations.items() if number <= step}
 
 
 class _Step(NamedTuple):
@@ -132,8 +91,8 @@ class RunReader:
             self.job = None
         if self.job is None:
             return
-        self._config = self._config or _read_config(self._run.config_file)
-        self._report = self._report or _read_report(self._run.report)
+        self._config = self._config or read_config(self._run.config_file)
+        self._report = self._report or read_report(self._run.report)
         batch = MetricBatch()
         if self._offset == 0:
             batch.cut(0)  # read from the beginning: no row of an earlier reading stays
@@ -210,7 +169,7 @@ class RunReader:
                 self._plan = event
                 self._go_back(event.start_step, batch)
             case StepEvent():
-                self._add_step(_step_row(self.job_id, event), event.seconds, batch)
+                self._add_step(step_row(self.job_id, event), event.seconds, batch)
             case EvaluatedEvent():
                 self._add_evaluation(event.step, event.eval_loss, batch)
             case CheckpointEvent(is_best=True):
@@ -236,7 +195,7 @@ class RunReader:
         wanted = up_to if up_to is not None else self._plan.total_steps if self._plan is not None else 0
         if len(self._steps) >= wanted:
             return
-        for row, eval_loss in _read_trainer_log(self._run.trainer_log, self.job_id):
+        for row, eval_loss in read_trainer_log(self._run.trainer_log, self.job_id):
             if up_to is not None and row["step"] > up_to:
                 return
             if eval_loss is None and row["step"] not in self._steps:
@@ -254,7 +213,7 @@ class RunReader:
     def _add_evaluation(self, step: int, loss: float, batch: MetricBatch) -> None:
         self._evaluations[step] = loss
         batch.evaluations[step] = EvaluationRow(
-            job_id=self.job_id, step=step, eval_loss=loss, perplexity=_exp(loss)
+            job_id=self.job_id, step=step, eval_loss=loss, perplexity=perplexity(loss)
         )
 
     # Columns
@@ -280,8 +239,8 @@ class RunReader:
             "total_epochs": None if plan is None else plan.epochs,
             "loss": loss,
             "eval_loss": eval_loss,
-            "perplexity": _exp(eval_loss),
-            "train_perplexity": _exp(loss),
+            "perplexity": perplexity(eval_loss),
+            "train_perplexity": perplexity(loss),
             "loss_trend": self._loss_trend(),
             "learning_rate": None if last is None else last["learning_rate"],
             "grad_norm": None if last is None else last["grad_norm"],
@@ -314,14 +273,14 @@ class RunReader:
 
     def _data_numbers(self) -> dict[str, Any]:
         report, config = self._report or {}, self._config or {}
-        train = _section(config, "train")
+        train = section(config, "train")
         return {
-            "model_name": str(_section(config, "model").get("base") or "unknown"),
-            "total_samples": _integer(report, "records_total"),
-            "train_samples": _integer(report, "accepted"),
-            "val_samples": _integer(report, "held_out"),
-            "batch_size": _integer(train, "per_device_train_batch_size"),
-            "gradient_accumulation_steps": _integer(train, "gradient_accumulation_steps"),
+            "model_name": str(section(config, "model").get("base") or "unknown"),
+            "total_samples": integer(report, "records_total"),
+            "train_samples": integer(report, "accepted"),
+            "val_samples": integer(report, "held_out"),
+            "batch_size": integer(train, "per_device_train_batch_size"),
+            "gradient_accumulation_steps": integer(train, "gradient_accumulation_steps"),
         }
 
     def _best_numbers(self) -> dict[str, Any]:
@@ -363,128 +322,12 @@ class RunReader:
         )
 
 
-def run_ids(paths: Paths) -> list[str]:
-    """Return the names of the run folders by the numbers of their jobs."""
-    names = (folder.name for folder in paths.runs.iterdir() if JOB_ID.fullmatch(folder.name))
-    return sorted(names, key=lambda name: int(name.partition("-")[0]))
-
-
-def fingerprint(paths: Paths, job_id: str) -> str:
-    """Return sizes and times of the files that a row is made from; the same ones give the same row."""
-    run = paths.run(job_id)
-    return " ".join(
-        _size_and_time(path)
-        for path in (run.job_file, run.config_file, run.events, run.report, run.trainer_log)
-    )
-
-
-def loss_trend(losses: list[float]) -> str:
-    """Say where the last losses go: compare the mean of their second half with that of the first."""
-    if len(losses) < 3:
-        return "insufficient_data"
-    half = len(losses) // 2
-    change = fmean(losses[half:]) - fmean(losses[:half])
-    if abs(change) <= TREND_TOLERANCE:
-        return "stable"
-    return "improving" if change < 0 else "degrading"
-
-
-def _size_and_time(path: Path) -> str:
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        return "-"
-    return f"{facts.st_size}:{facts.st_mtime_ns}"
-
-
-def _step_row(job_id: str, event: StepEvent) -> StepRow:
-    return StepRow(
-        job_id=job_id,
-        step=event.step,
-        epoch=event.epoch,
-        train_loss=event.loss,
-        train_perplexity=_exp(event.loss),
-        learning_rate=event.learning_rate,
-        grad_norm=event.grad_norm,
-        tokens=event.tokens,
-        tokens_per_second=event.tokens / event.seconds if event.seconds > 0 else None,
-        timestamp=event.at,
-    )
-
-
-def _read_trainer_log(path: Path, job_id: str) -> Iterator[tuple[StepRow, float | None]]:
-    """Yield each line as a row, with the held-out loss where the line is of an evaluation."""
-    if not path.exists():
-        return
-    tokens_before: int | None = 0
-    for line in path.read_bytes().splitlines():
-        try:
-            logged = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return  # torn by a crash
-        loss, tokens_so_far = logged.get("loss"), logged.get("total_tokens")
-        is_known = tokens_before is not None and tokens_so_far is not None
-        row = StepRow(
-            job_id=job_id,
-            step=logged["current_steps"],
-            epoch=logged.get("epoch"),
-            train_loss=loss,
-            train_perplexity=_exp(loss),
-            learning_rate=logged.get("lr"),
-            grad_norm=None,
-            tokens=tokens_so_far - tokens_before if is_known else None,
-            tokens_per_second=None,
-            timestamp=None,
-        )
-        yield row, logged.get("eval_loss")
-        if "eval_loss" not in logged:
-            tokens_before = tokens_so_far
-
-
-def _read_config(path: Path) -> dict[str, Any] | None:
-    """Return a run's configuration as it lies there: no environment or later default changes it."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)  # a safe loader
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    if not isinstance(document, dict):
-        return None
-    return {name: section for name, section in document.items() if name != "ledger"}
-
-
-def _read_report(path: Path) -> dict[str, Any] | None:
-    try:
-        document = durable.read_json(path)
-    except (FileNotFoundError, IntegrityError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _dataset_path(paths: Paths, job: Job) -> str:
     is_filed = job.state == "finished" and job.outcome is not None
     folder = folder_for(paths, job) if is_filed else paths.processing
     return str((folder / job.place).relative_to(paths.base))
 
 
-def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = document.get(name)
-    return section if isinstance(section, dict) else {}
-
-
-def _integer(document: Mapping[str, Any], name: str) -> int | None:
-    value = document.get(name)
-    return value if isinstance(value, int) else None
-
-
 def _text(text: str | None) -> str | None:
     """Return text that every database keeps: none of them likes a zero byte."""
     return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _exp(loss: float | None) -> float | None:
-    if loss is None:
-        return None
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return None

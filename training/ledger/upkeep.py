@@ -16,7 +16,8 @@ from training.ledger.database import (
     list_metrics,
     write_run,
 )
-from training.ledger.readings import RunReader, run_ids
+from training.ledger.readings import RunReader
+from training.ledger.sources import run_ids
 
 _NO_FACTS = frozenset({"sources"})
 

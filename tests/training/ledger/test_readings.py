@@ -21,7 +21,9 @@ from monitoring.events import (
 )
 from tests.training.ledger.run_folders import MORNING, Folder, plan, step, steps
 from training.jobs import Job
-from training.ledger.readings import RunReader, fingerprint, loss_trend
+from training.ledger.metrics import loss_trend
+from training.ledger.readings import RunReader
+from training.ledger.sources import fingerprint
 from training.ledger.upkeep import read_run
 
 LATER = MORNING + timedelta(hours=1)
