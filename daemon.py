@@ -36,6 +36,7 @@ from training.control import Control
 from training.filing import file_away
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
+from training.ledger.keeper import LedgerKeeper
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
 
@@ -93,7 +94,8 @@ class Daemon:
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
 
-        self._queue = JobQueue(self._store)
+        self._ledger = LedgerKeeper(paths, config.ledger)
+        self._queue = JobQueue(self._store, self._ledger.note)
         self._running: Job | None = None
         self._runs = 0
         self._scan_at = clock()
@@ -126,6 +128,7 @@ class Daemon:
             if job.state == "running":
                 logger.info("Found job %s interrupted at step %s; it goes on", job.job_id, job.step or 0)
                 self._queue.save(changed(job, state="queued"))
+        self._ledger.start()
         self._watch.start()
         self._notifier.send("READY=1")
         logger.info("Watching %s (pid %d)", self._paths.inbox, os.getpid())
@@ -150,9 +153,10 @@ class Daemon:
         self._notifier.send("STOPPING=1")
         self._watch.stop()
         self._runner.release()
+        self._ledger.stop()
         self._status.acknowledge()
         self._tell_rest()
-        self._status.update(state="stopped")
+        self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
         logger.info("Stopped")
 
     # What a person wants
@@ -211,7 +215,7 @@ class Daemon:
         self._obey()
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
-        self._status.beat()
+        self._status.update(ledger_trouble=self._ledger.trouble)
         self._tell_alerts()
         self._tell_systemd()
         return self._wish()
@@ -307,6 +311,7 @@ class Daemon:
         job = self._running
         assert job is not None, "events come only while a job runs"
         self._keep_event(job, line)
+        self._ledger.note(job)
         if isinstance(event, PlanEvent):
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)

@@ -22,6 +22,7 @@ from errors import IntegrityError
 from monitoring.evaluation_windows import EvalSample, RecentExample
 from monitoring.events import (
     AlertEvent,
+    BestCheckpoint,
     CheckpointEvent,
     Event,
     ExampleEvent,
@@ -59,7 +60,9 @@ Status = Literal["idle", "training", "crashed", "completed", "paused", "stopping
 
 STALE_INTERVALS = 15
 """A daemon that lives but has written nothing for so many status intervals is stale."""
-_AT_ONCE = frozenset({"state", "status", "job_id", "control", "message", "version", "queue"})
+_AT_ONCE = frozenset(
+    {"state", "status", "job_id", "control", "message", "version", "queue", "ledger_trouble"}
+)
 
 
 class _Part(BaseModel):
@@ -89,16 +92,6 @@ class QueueStatus(_Part):
     trouble: str | None = None
 
 
-class BestCheckpoint(_Part):
-    """The best checkpoint of this run so far, as ``scoring.selection`` says."""
-
-    step: int
-    path: str
-    eval_loss: float | None
-    epoch: float | None = None
-    score: float | None = None
-
-
 class TrainingStatus(_Part):
     """The whole document."""
 
@@ -118,6 +111,8 @@ class TrainingStatus(_Part):
     """The version that is current."""
     control: ControlStatus | None = None
     queue: QueueStatus = QueueStatus()
+    ledger_trouble: str | None = None
+    """Why the ledger is behind the directories; it catches up by itself."""
     batch_queue_size: int | None = None
     batch_number: int | None = None
 
@@ -294,9 +289,8 @@ class StatusWriter:
                 self._observe_step(event)
             case ExampleEvent():
                 self._observe_example(event)
-            case CheckpointEvent(is_best=True):
-                best = BestCheckpoint(**event.model_dump(include=set(BestCheckpoint.model_fields)))
-                self.update(best_checkpoint=best)
+            case CheckpointEvent() if event.best is not None:
+                self.update(best_checkpoint=event.best)
             case PublishedEvent():
                 self.update(message=f"{event.version}: {event.decision}, {event.reason}")
             case _:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import durable  # noqa: E402 - the repository's root is not on the path of a script in tests/
 from config import Paths, RunPaths  # noqa: E402
 from monitoring.events import (  # noqa: E402
+    BestCheckpoint,
     CheckpointEvent,
     EventWriter,
     HeartbeatEvent,
@@ -161,7 +162,8 @@ class StubWorker:
         durable.write_bytes(staging / "state", b"%d" % step)
         durable.seal_folder(staging)
         durable.publish_folder(staging, folder)
-        self._events.emit(CheckpointEvent(step=step, path=str(folder), eval_loss=1 / step, is_best=True))
+        best = BestCheckpoint(step=step, path=str(folder), eval_loss=1 / step)
+        self._events.emit(CheckpointEvent(step=step, path=str(folder), eval_loss=1 / step, best=best))
 
     def _publish(self, job: Job, script: Script) -> None:
         self._events.emit(PhaseEvent(phase="publishing"))

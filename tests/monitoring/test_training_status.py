@@ -19,6 +19,7 @@ from config import Paths
 from errors import IntegrityError
 from monitoring.evaluation_windows import RECENT_EXAMPLES
 from monitoring.events import (
+    BestCheckpoint,
     CheckpointEvent,
     EvaluatedEvent,
     ExampleEvent,
@@ -187,8 +188,9 @@ def test_held_out_loss_and_its_gap_to_the_training_loss(writer: StatusWriter) ->
 
 
 def test_the_best_checkpoint_is_the_last_one_called_best(writer: StatusWriter) -> None:
-    writer.observe(CheckpointEvent(step=10, path="a", eval_loss=1.0, is_best=True))
-    writer.observe(CheckpointEvent(step=20, path="b", eval_loss=2.0, is_best=False))
+    best = BestCheckpoint(step=10, path="a", eval_loss=1.0, score=0.4)
+    writer.observe(CheckpointEvent(step=10, path="a", eval_loss=1.0, best=best))
+    writer.observe(CheckpointEvent(step=20, path="b", eval_loss=2.0, best=best))
     assert writer.status.best_checkpoint is not None
     assert writer.status.best_checkpoint.step == 10
 
