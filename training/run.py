@@ -14,7 +14,7 @@ from typing import Any
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths, RunPaths, load_config
-from errors import FileRefused, JobFailed
+from errors import EnvironmentNotReady, FileRefused, JobFailed
 from evaluation.generation import Generator
 from intake.report import ReportCard
 from intake.validation import PlanInputs, check_file
@@ -245,7 +245,11 @@ class Run:
         )
         if start is None or start.facts.step < total or owes_evaluation:
             trainer.args.eval_on_start = owes_evaluation
-            trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+            try:
+                trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+            except (OSError, EnvironmentNotReady):
+                checkpoints.remove_torn(self._folder.folder)  # what a full disk cut short only fills it
+                raise
             self._link.check()
             if trainer.state.global_step != total:
                 raise JobFailed("steps", f"did {trainer.state.global_step} of {total} planned steps")

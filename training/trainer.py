@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,12 +29,13 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.utils import use_adapter
 
 from config import Config
-from errors import ConfigError, JobFailed
+from errors import ConfigError, EnvironmentNotReady, JobFailed
 from evaluation.losses import target_log_probs
 from training.adapter import leave_widening_to_autocast, nonsense_in
 from training.batches import Batch, Row, StepPlan, collate, in_length_order
 from training.daemon_link import Interrupted
 from training.dataset import TokenRows
+from training.disk_space import BYTES_PER_WEIGHT, FILES_OF_A_CHECKPOINT, Need, shortage
 from training.model import Learner
 from training.optimization import (
     carry_moments,
@@ -287,13 +289,24 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     # --- files
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint of finite numbers; raise JobFailed before the first byte otherwise."""
+        """Write a checkpoint of finite numbers; raise JobFailed before the first byte otherwise.
+
+        Raises EnvironmentNotReady where the disk is too full for it. What was written stays behind, torn.
+        """
         if (name := nonsense_in(self.model)) is not None:
             raise JobFailed("nan", f"step {self.state.global_step}: {name} holds numbers that are not finite")
-        # Past TRL's own, which would write a model card into the run folder.
-        Trainer._save_checkpoint(self, model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        write_parameter_names(folder, parameter_names(self.model, self.optimizer))
+        try:
+            # Past TRL's own, which would write a model card into the run folder.
+            Trainer._save_checkpoint(self, model, trial)
+            write_parameter_names(folder, parameter_names(self.model, self.optimizer))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch and safetensors do not tell a full disk from other trouble.
+            weights = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+            reason = shortage(folder.parent, Need(weights * BYTES_PER_WEIGHT, FILES_OF_A_CHECKPOINT), 0)
+            if reason is None:
+                raise
+            raise EnvironmentNotReady(f"step {self.state.global_step} cannot be saved: {reason}") from error
 
 
 class ChatTrainer(PlannedTrainer, SFTTrainer):  # type: ignore[misc]
