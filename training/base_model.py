@@ -86,7 +86,7 @@ def locate_base(paths: Paths, config: ModelConfig) -> Path:
 
 
 def find_base(paths: Paths, name: str) -> Path | None:
-    """Return the folder in which the weights of ``model.base`` lie, unchecked; None when there is none yet."""
+    """Return the folder in which the weights of ``model.base`` lie, unchecked; None when there is none."""
     try:
         if name == EMBEDDED:
             folder = paths.base_models / EMBEDDED_FOLDER

@@ -32,8 +32,10 @@ FILES_OF_A_CHECKPOINT = 16
 FILES_OF_A_RUN = 24
 PACKED_RATIO = 8.0
 """Bytes of text in a byte of a compressed input, as a rule; after validation the real size is known."""
-TOKEN_BYTES_PER_RECORD_BYTE = 2.7
-"""A token is about three bytes of text and takes eight on disk: its id and its label."""
+TOKEN_BYTES_PER_RECORD_BYTE = 3.2
+"""A token is two and a half bytes of text or more, as a rule; on disk eight: its id and its label."""
+LOG_BYTES = 2**20
+"""Events, logs and reports of a run."""
 BYTES_PER_WEIGHT = 3 * 4
 """An adapter weight and its two moments, in float32."""
 EMBEDDED_BYTES = 500 * 2**20
@@ -116,7 +118,7 @@ def forecast(paths: Paths, job: Job) -> Need:
     there = len(_checkpoints(run))
     copies = max(1, config.train.save_total_limit + 1 - there) + 1
     need = Need(checkpoint, FILES_OF_A_CHECKPOINT).times(copies)
-    return need + _rows(run, job) + _base_model(paths, config)
+    return need + Need(LOG_BYTES, FILES_OF_A_RUN) + _rows(run, job) + _base_model(paths, config)
 
 
 def _rows(run: RunPaths, job: Job) -> Need:
@@ -180,7 +182,9 @@ def adapter_weights(base: Path, config: TrainConfig) -> int:
     weights = 0
     for name, shape in _shapes(base):
         layer = name.removesuffix(".weight")
-        is_linear = len(shape) == 2 and layer != name and not layer.endswith(("embed_tokens", "lm_head", "wte"))
+        is_linear = (
+            len(shape) == 2 and layer != name and not layer.endswith(("embed_tokens", "lm_head", "wte"))
+        )
         is_chosen = wanted == "all-linear" or layer.rpartition(".")[2] in wanted
         if is_linear and is_chosen:
             weights += config.lora_r * sum(shape)

@@ -14,7 +14,7 @@ import sys
 
 
 def start_guard() -> None:
-    """Start the guard of this process's group; where this process leads none, the group is not ours to end."""
+    """Start the guard of this process's group; a group that this process does not lead is left alone."""
     if os.getpgrp() != os.getpid():
         return
     subprocess.Popen(

@@ -1,4 +1,4 @@
-"""logs/runs/: what each worker printed, bounded in size and in number, since nobody reads it until it matters."""
+"""logs/runs/: what each worker printed, bounded in size and in number."""
 
 from __future__ import annotations
 

@@ -300,7 +300,10 @@ def _explain_death(worker: Worker, garbage: bytes) -> OutcomeEvent:
     elif code < 0:
         kind, reason = "crash", f"died of {signal.Signals(-code).name}"
     elif garbage:
-        kind, reason = "garbage", f"ended with exit code {code} after saying what is no event, {garbage!r:.200}"
+        kind, reason = (
+            "garbage",
+            f"ended with exit code {code} after saying what is no event, {garbage!r:.200}",
+        )
     elif code == 0:
         kind, reason = "silent", "ended with exit code 0 and no outcome"
     else:
