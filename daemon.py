@@ -305,7 +305,7 @@ class Daemon:
             return job
         self._running = self._queue.save(begun(job))
         self._runs += 1
-        drop_old_logs(self._paths, self._config.retention.run_logs)
+        drop_old_logs(self._paths, self._config.retention.run_logs, job.number)
         self._status.begin_run(
             state="starting",
             status="training",

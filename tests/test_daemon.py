@@ -553,6 +553,18 @@ def test_the_log_is_rotated_at_max_bytes_and_backups_are_kept(base: Base) -> Non
     assert all(log.stat().st_size <= 500 for log in logs)
 
 
+@pytest.mark.config_key("retention.run_logs")
+@pytest.mark.parametrize("kept", [1, 3])
+def test_the_newest_run_logs_are_kept(base: Base, kept: int) -> None:
+    for number in range(1, 5):
+        (base.paths.run_logs / f"{number:06d}-00000000.log").touch()
+        (base.paths.runs / f"{number:06d}-00000000").mkdir()
+    base.drop()
+    base.run(f"retention.run_logs={kept}")
+    names = sorted(path.name[:6] for path in base.paths.run_logs.glob("0*"))
+    assert names == ["000003", "000004", "000005"][-kept:]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -33,14 +33,17 @@ class RunLog:
                 self._path.write_bytes(_NOTE % older.name.encode())
 
 
-def drop_old_logs(paths: Paths, keep: int) -> int:
-    """Remove all but the logs of the newest `keep` jobs, by number; return how many files went."""
-    by_job: dict[int, list[Path]] = {}
+def drop_old_logs(paths: Paths, keep: int, current: int) -> int:
+    """Remove all but the logs of the newest `keep` jobs, by number; return how many files went.
+
+    The job with the number `current`, which is about to write one, is among them.
+    """
+    by_job: dict[int, list[Path]] = {current: []}
     for path in paths.run_logs.iterdir():
         match = JOB_ID.match(path.name)
         if match is not None:
             by_job.setdefault(int(match[1]), []).append(path)
-    old = [path for number in sorted(by_job)[:-keep] for path in by_job[number]]
+    old = [path for number in sorted(by_job)[:-keep] if number != current for path in by_job[number]]
     for path in old:
         path.unlink(missing_ok=True)
     return len(old)
