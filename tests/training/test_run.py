@@ -498,3 +498,30 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     outcome, _ = workshop.carry_out(workshop.job(make_chats(40)))
     assert (outcome.outcome, outcome.kind) == ("failed", "nan")
     assert list(VersionStore(workshop.paths).list()) == []
+
+
+def test_what_memory_held_is_known_to_the_next_run(
+    workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ChatTrainer.losses
+    tried: list[int] = []
+
+    def short_of_memory(self: ChatTrainer, batch: Batch) -> Losses:
+        tried.append(len(batch.counts))
+        if len(batch.counts) > (2 if self.model.training else 3):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch)
+
+    monkeypatch.setattr(ChatTrainer, "losses", short_of_memory)
+    settings = ("evaluation.sample_prompts=0", "evaluation.per_device_eval_batch_size=4")
+    workshop.carry_out(workshop.job(make_chats(24), *settings))
+    assert max(tried) == 8
+    for changes, largest, count in ((), 2, 2), (("train.lora_r=4",), 8, 0):
+        tried.clear()
+        _, events = workshop.carry_out(workshop.job(make_chats(24), *settings, *changes))
+        notes = [event["message"] for event in of_kind(events, "note") if "earlier run" in event["message"]]
+        assert (max(tried), len(notes)) == (largest, count)
+    tried.clear()
+    larger = (*settings, "train.per_device_train_batch_size=16")
+    workshop.carry_out(workshop.job(make_chats(24), *larger))
+    assert max(tried) == 16
