@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,7 +28,7 @@ def base(tmp_path: Path) -> Iterator[Base]:
 @pytest.mark.config_key("worker.max_restarts")
 def test_every_death_has_its_kind_is_tried_again_and_put_away_and_the_next_file_trains(base: Base) -> None:
     with memory_cgroup(f"trainbox-test-{os.getpid()}", 40 * 2**20) as cgroup:
-        scripts: dict[str, dict[str, object]] = {
+        scripts: dict[str, dict[str, Any]] = {
             "crash": {"crash_at": 2, "crash_times": 9},
             "killed": {"crash_at": 2, "crash_times": 9, "signal": "SIGKILL"},
             "hang": {"hang_at": 1},
@@ -70,8 +71,6 @@ def test_a_worker_and_its_children_are_gone_a_second_after_the_daemon_was_killed
     killed_at = time.monotonic()
     wait_until(lambda: not any(map(is_alive, family)))
     assert time.monotonic() - killed_at < 1
-    steps = base.steps(base.job())
-    assert base.steps(base.job()) == steps
     daemon.communicate()
 
 
