@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,16 @@ def live(base: ShiftedBase, jump: int) -> dict[str, Any]:
 def test_a_jump_while_resting_training_or_publishing_changes_nothing_that_matters(
     tmp_path: Path, wallshift: Path
 ) -> None:
-    states = {}
-    for name, jump in {"none": 0, **JUMPS}.items():
+    def state_after(name: str, jump: int) -> dict[str, Any]:
         base = ShiftedBase(tmp_path / name, wallshift)
         try:
-            states[name] = live(base, jump)
+            return live(base, jump)
         finally:
             base.close()
+
+    jumps = {"none": 0, **JUMPS}
+    with ThreadPoolExecutor(3) as threads:  # each life is mostly waiting
+        states = dict(zip(jumps, threads.map(state_after, jumps, jumps.values()), strict=True))
     undisturbed = states.pop("none")
     assert undisturbed["current"] == "versions/v0004"
     assert undisturbed["parents"] == [None, "v0001", "v0002", "v0003"]
