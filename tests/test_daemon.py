@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -229,35 +228,6 @@ def test_an_inbox_that_vanishes_under_a_job_costs_it_nothing(base: Base) -> None
     wait_until(lambda: base.files("done") == {"a.jsonl"})
     assert (base.job().outcome, base.job().version, base.job().attempts) == ("completed", "v0001", 1)
     base.end(daemon)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
-def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("this machine does not let us mount a tmpfs")
-    try:
-        base = Base(folder)
-        base.drop().write_text(json.dumps({"stub": {}, "filler": "x" * 300_000}) + "\n", encoding="utf-8")
-        ballast = folder / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while file.write(b"x" * 4096):
-                pass
-        daemon = base.start()
-        log = iter(lambda: daemon.stderr.readline().decode(), "")  # type: ignore[union-attr]
-        assert any("cannot take inbox/a.jsonl" in line and "No space left" in line for line in log)
-        assert daemon.poll() is None
-        ballast.unlink()
-        wait_until(lambda: base.files("done") == {"a.jsonl"})
-        assert (base.job().outcome, base.job().attempts) == ("completed", 1)
-        base.end(daemon)
-    finally:
-        for process in base.started:
-            process.kill()
-            process.wait()
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 # Control

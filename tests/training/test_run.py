@@ -516,7 +516,3 @@ def test_what_memory_held_is_known_to_the_next_run(
         _, events = workshop.carry_out(workshop.job(make_chats(24), *settings, *changes))
         notes = [event["message"] for event in of_kind(events, "note") if "earlier run" in event["message"]]
         assert (max(tried), len(notes)) == (largest, count)
-    tried.clear()
-    larger = (*settings, "train.per_device_train_batch_size=16")
-    workshop.carry_out(workshop.job(make_chats(24), *larger))
-    assert max(tried) == 16
