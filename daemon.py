@@ -26,7 +26,9 @@ from intake.inbox import Inbox
 from intake.watch import Bell, Watch
 from monitoring.daemon_lock import only_daemon
 from monitoring.daemon_log import start_logging
-from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, now
+from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, encode_event, now
+from monitoring.hardware import HardwareMonitor
+from monitoring.observation import Thresholds
 from monitoring.systemd import Notifier
 from monitoring.training_status import QueueStatus, StatusWriter
 from training.claims import Claims, SetAside
@@ -50,8 +52,8 @@ SCAN_GAP_SECONDS = 0.1
 """However many events come, the inbox is not scanned more often."""
 DISK_LOOK_SECONDS = 5.0
 """Time between two looks at the free space while a job runs."""
-EXTEND_STOP_SECONDS = 10
-"""While the worker saves, systemd is asked again and again for so much more time."""
+EXTEND_STOP_SECONDS = 30
+"""While the worker saves, systemd is asked again and again for so much more time; it must exit in it, too."""
 SHOWN_NAMES = 20
 
 
@@ -79,13 +81,15 @@ class Daemon:
         self._store = JobStore(paths)
         self._versions = VersionStore(paths)
         self._inbox = Inbox(paths, config.inbox, clock)
-        self._claims = Claims(paths, self._store, config)
+        self._claims = Claims(paths, self._store, config, self._tell_systemd)
         self._control = Control(paths)
         self._runner = Runner(paths, config.worker, worker_command, clock)
         self._status = StatusWriter(
             paths.status_file,
             config.monitoring.status_seconds,
             clock,
+            hardware=HardwareMonitor(paths.base),
+            limits=Thresholds(disk_free_bytes=config.disk.min_free_bytes),
             state="starting",
             max_output_tokens=config.evaluation.max_new_tokens,
             context_window=config.data.max_length,
@@ -216,6 +220,7 @@ class Daemon:
         if self._running is not None and self._clock() >= self._disk_look_at:
             self._look_at_disk()
         self._status.beat()
+        self._tell_alerts()
         self._tell_systemd()
         return self._wish()
 
@@ -258,7 +263,8 @@ class Daemon:
         self._tell_rest()
         is_job_expected = bool(self._queue) or self._inbox.settling()
         self._runner.keep_ready(is_job_expected and not is_waiting and self._control.pause is None)
-        wake_at = min([self._scan_at] + ([self._retry_at] if self._retry_at is not None else []))
+        ping_at = self._clock() + self._notifier.ping_seconds
+        wake_at = min([self._scan_at, ping_at] + ([self._retry_at] if self._retry_at is not None else []))
         if self._bell.wait(wake_at - self._clock()):
             self._scan_at = min(self._scan_at, self._clock() + SCAN_GAP_SECONDS)
 
@@ -337,17 +343,21 @@ class Daemon:
         """Keep what the worker said, and show it."""
         job = self._running
         assert job is not None, "events come only while a job runs"
-        try:
-            durable.append_line(self._store.run(job).events, line)
-        except OSError as error:
-            logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        self._keep_event(job, line)
         if isinstance(event, PlanEvent):
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
+        self._tell_alerts()
         if isinstance(event, NoteEvent):
             logger.info("Job %s: %s", job.job_id, event.message)
         if isinstance(event, CheckpointEvent) and event.step > (job.step or 0):
             self._running = self._queue.save(advanced(job, event.step))
+
+    def _keep_event(self, job: Job, line: bytes) -> None:
+        try:
+            durable.append_line(self._store.run(job).events, line)
+        except OSError as error:
+            logger.warning("Lost an event of job %s: %s", job.job_id, error)
 
     def _conclude(self, job: Job, outcome: OutcomeEvent) -> Job:
         """Record what the end of the worker makes of its job, and answer the command that ended it."""
@@ -427,6 +437,16 @@ class Daemon:
             self._notifier.send(f"STATUS={said}")
         if self._is_ending():
             self._notifier.send(f"EXTEND_TIMEOUT_USEC={EXTEND_STOP_SECONDS * 1_000_000}")
+
+    def _tell_alerts(self) -> None:
+        """Log what alarms and what no longer does, and keep it with the run it concerns."""
+        for alert in self._status.take_alerts():
+            level = logging.WARNING if alert.kind == "raised" else logging.INFO
+            logger.log(
+                level, "Alert %s %s: %s. %s", alert.category, alert.kind, alert.message, alert.recommendation
+            )
+            if self._running is not None:
+                self._keep_event(self._running, encode_event(alert))
 
     def _tell_crash(self, job: Job) -> None:
         self._status.update(status="crashed", error_type=job.failure_kind, error_message=job.message)

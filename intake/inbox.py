@@ -240,10 +240,13 @@ class Inbox:
         self.trouble = trouble
 
 
-def copy_privately(candidate: Candidate, destination: Path) -> str | None:
+def copy_privately(
+    candidate: Candidate, destination: Path, on_progress: Callable[[], None] = lambda: None
+) -> str | None:
     """Copy a candidate to the new file `destination`, synced, and return the sha256 of the copy.
 
     Returns None, with a copy that must be thrown away, when the file vanished or was changed meanwhile.
+    `on_progress` is called again and again while it is copied.
     """
     try:
         descriptor = _open_quietly(candidate.path)
@@ -253,7 +256,7 @@ def copy_privately(candidate: Candidate, destination: Path) -> str | None:
     try:
         if Signature.of(os.fstat(descriptor)) != candidate.signature:
             return None
-        sha256, _ = durable.copy_hashed(descriptor, destination)
+        sha256, _ = durable.copy_hashed(descriptor, destination, on_progress)
         is_whole = Signature.of(os.fstat(descriptor)) == candidate.signature and not _has_writer(descriptor)
         return sha256 if is_whole else None
     finally:

@@ -47,6 +47,8 @@ class Script:
     steps: int = 4
     step_seconds: float = 0.0
     checkpoint_every: int = 0
+    save_seconds: float = 0.0
+    """A checkpoint takes so long when a command asks for it."""
     crash_at: int | None = None
     """Dies before this step, by `signal` or else with exit code 7."""
     crash_times: int = 1
@@ -122,6 +124,7 @@ class StubWorker:
         for step in range(done + 1, script.steps + 1):
             command = self._command(script)
             if command is not None:
+                time.sleep(script.save_seconds)
                 self._checkpoint(run, step - 1)
                 self._events.emit(OutcomeEvent(outcome=_OUTCOMES[command], step=step - 1))  # type: ignore[arg-type]
                 return

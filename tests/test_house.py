@@ -24,7 +24,7 @@ FLOORS = [
     {"intake"},
     {"training"},
     {"serving", "reports"},
-    {"daemon", "doctor"},
+    {"daemon", "doctor", "service"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,10 +41,14 @@ class SetAside:
 class Claims:
     """Makes jobs of candidates; one at a time, by one process."""
 
-    def __init__(self, paths: Paths, store: JobStore, config: Config) -> None:
+    def __init__(
+        self, paths: Paths, store: JobStore, config: Config, on_progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_progress` is called again and again while a file is copied."""
         self._paths = paths
         self._store = store
         self._config = config
+        self._on_progress = on_progress
         self._next_number = store.next_number()
         self._jobs_by_hash: defaultdict[str, list[str]] = defaultdict(list)
         self._places: set[str] = set()
@@ -77,7 +81,7 @@ class Claims:
 
     def _claim_through(self, staging: RunPaths, candidate: Candidate) -> Job | SetAside | None:
         durable.make_folder(staging.data)
-        sha256 = copy_privately(candidate, staging.input(candidate.suffix))
+        sha256 = copy_privately(candidate, staging.input(candidate.suffix), self._on_progress)
         if sha256 is None:
             return None
         twin = None if self._config.inbox.allow_duplicates else self._twin(sha256)

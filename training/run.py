@@ -19,6 +19,7 @@ from evaluation.generation import Generator
 from intake.report import ReportCard
 from intake.validation import PlanInputs, check_file
 from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEvent, PlanEvent, ReportEvent
+from monitoring.live_monitor import watch
 from training import checkpoints
 from training.adapter import adapter_weights, load_adapter, set_adapter_weights
 from training.base_model import prepare_base
@@ -204,7 +205,7 @@ class Run:
             self._config.evaluation,
             self._link,
         )
-        callback = RunCallback(self._folder, self._config.train, learner.precision, self._link, examples.show)
+        callback = RunCallback(self._folder, self._config, learner.precision, self._link, examples.show)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
         memory = self._memory(learner, rows, held_out)
 
@@ -222,6 +223,7 @@ class Run:
             moments=parent.folder / TRAINING_STATE if parent is not None and carries else None,
             on_eval_batch=self._link.check,
             on_short_memory=on_short_memory,
+            live=watch(learner.model.named_parameters(), self._config.monitoring),
         )
         trainer.micro_batch, trainer.eval_batch = memory.size_for("training"), memory.size_for("evaluation")
         if self._step() == 0:
@@ -286,7 +288,8 @@ class Run:
             and start.facts.eval_loss is None
             and trainer.held_out is not None
         )
-        if start is None or start.facts.step < total or owes_evaluation:
+        is_open = start is None or (start.facts.step < total and callback.stopped_early is None)
+        if is_open or owes_evaluation:
             trainer.args.eval_on_start = owes_evaluation
             try:
                 trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
@@ -294,8 +297,10 @@ class Run:
                 checkpoints.remove_torn(self._folder.folder)  # what a full disk cut short only fills it
                 raise
             self._link.check()
-            if trainer.state.global_step != total:
+            if trainer.state.global_step != total and callback.stopped_early is None:
                 raise JobFailed("steps", f"did {trainer.state.global_step} of {total} planned steps")
+        if callback.stopped_early is not None:
+            self._note(f"stopped early: {callback.stopped_early}")
 
     # --- evaluate
 
@@ -304,7 +309,9 @@ class Run:
     ) -> Result:
         """Compare the best checkpoint with what the run began with, on the same held-out records."""
         self._phase("evaluating")
-        candidate = checkpoints.best(checkpoints.list_checkpoints(self._folder.folder))
+        candidate = checkpoints.best(
+            checkpoints.list_checkpoints(self._folder.folder), self._config.scoring.selection
+        )
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         if held_out is None:

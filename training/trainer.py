@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ from config import Config
 from errors import ConfigError, EnvironmentNotReady, JobFailed
 from evaluation.losses import target_log_probs
 from evaluation.short_memory import free_memory, halved, in_parts
-from training.adapter import leave_widening_to_autocast, nonsense_in
+from monitoring.live_monitor import LiveMonitor
+from training.adapter import leave_widening_to_autocast, nonsense_in, save_adapter
 from training.batches import Batch, Row, StepPlan, collate, in_length_order
 from training.daemon_link import Interrupted
 from training.dataset import TokenRows
@@ -77,6 +79,13 @@ class RecordLosses:
         """Nats per trained token of all records together; each token counts once."""
         return math.fsum(self.sums) / sum(self.weights)
 
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, from how much its records differ."""
+        mean = self.mean
+        deviations = (total - weight * mean for total, weight in zip(self.sums, self.weights, strict=True))
+        return math.sqrt(math.fsum(part * part for part in deviations)) / sum(self.weights)
+
 
 @dataclass(frozen=True)
 class StepNumbers:
@@ -110,12 +119,14 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         moments: Path | None = None,
         on_eval_batch: Callable[[], None] = lambda: None,
         on_short_memory: Callable[[Purpose, int], None] = lambda purpose, size: None,
+        live: LiveMonitor | None = None,
     ) -> None:
         """Give the trainer what TRL's constructors have no place for.
 
         `moments` is the ``training_state/`` of the version whose optimizer moments are carried over;
-        `on_eval_batch` is called after each batch of an evaluation and may raise to end it;
-        `on_short_memory` gets the new number of records in a pass where memory did not hold the old one.
+        `on_eval_batch` is called after each batch of an evaluation and may raise to end it; `live` is shown
+        the predictions and gradients of each step; `on_short_memory` gets the new number of records in a pass
+        where memory did not hold the old one.
         """
         self.config = config
         self.rows = rows
@@ -124,6 +135,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.moments = moments
         self.on_eval_batch = on_eval_batch
         self.on_short_memory = on_short_memory
+        self.live = live
         self.micro_batch = config.train.per_device_train_batch_size
         self.eval_batch = config.evaluation.per_device_eval_batch_size
         self.last_step: StepNumbers | None = None
@@ -142,8 +154,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """Return the summed log-probability of the trained tokens of each sequence."""
+        live = self.live if torch.is_grad_enabled() else None
         each = target_log_probs(
-            self.model, batch.input_ids, batch.positions, batch.targets, batch.position_ids
+            *(self.model, batch.input_ids, batch.positions, batch.targets, batch.position_ids),
+            on_logits=None if live is None else live.see_logits,
         )
         return torch.stack([part.sum() for part in torch.split(each, batch.counts)])
 
@@ -217,6 +231,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         )
         self.on_short_memory(purpose, size)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self.live is not None:
+            self.live.see_gradients(self.state.global_step + 1)
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         """Return the norm before clipping; raise JobFailed when it or the loss is not finite.
 
@@ -271,6 +290,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """Score the held-out records and tell the callbacks ``eval_loss``, in nats per trained token."""
         assert self.held_out is not None
+        began_at = time.monotonic()
         try:
             losses = self.record_losses(self.held_out)
         except Interrupted:
@@ -281,9 +301,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             raise JobFailed("nan", f"step {self.state.global_step}: held-out loss {losses.mean}")
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
+            f"{metric_key_prefix}_standard_error": losses.standard_error,
             f"{metric_key_prefix}_tokens": sum(losses.weights),
         }
         self.log(metrics)
+        metrics[f"{metric_key_prefix}_seconds"] = time.monotonic() - began_at
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -330,6 +352,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             if reason is None:
                 raise
             raise EnvironmentNotReady(f"step {self.state.global_step} cannot be saved: {reason}") from error
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the adapter alone: the tokenizer lies with the base, the arguments in config.yaml."""
+        assert output_dir is not None
+        save_adapter(self.model, Path(output_dir))
 
 
 class ChatTrainer(PlannedTrainer, SFTTrainer):  # type: ignore[misc]

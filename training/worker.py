@@ -124,4 +124,7 @@ def _unforeseen(error: Exception) -> OutcomeEvent:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    logging.shutdown()
+    # All that matters is on the disk and said; torch would take seconds to take itself apart.
+    os._exit(exit_code)

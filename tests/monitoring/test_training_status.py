@@ -18,6 +18,7 @@ import pytest
 import durable
 from config import Paths
 from errors import IntegrityError
+from monitoring.evaluation_windows import RECENT_EXAMPLES
 from monitoring.events import (
     CheckpointEvent,
     EvaluatedEvent,
@@ -31,7 +32,6 @@ from monitoring.events import (
     now,
 )
 from monitoring.training_status import (
-    RECENT_EXAMPLES,
     StatusWriter,
     TrainingStatus,
     read_status,
@@ -161,15 +161,15 @@ def test_a_plan_gives_totals_over_the_file_and_over_all_files(writer: StatusWrit
     assert writer.status.current_step == 1
 
 
-def test_speed_and_time_left_come_from_the_steps_own_seconds(writer: StatusWriter) -> None:
-    writer.observe(step_event(1, tokens=100, seconds=1.0))
+def test_speed_and_time_left_come_from_the_steps_own_seconds_without_the_first(writer: StatusWriter) -> None:
+    writer.observe(step_event(1, tokens=100, seconds=9.0))
     writer.observe(step_event(2, tokens=300, seconds=1.0))
-    assert writer.status.tokens_per_sec == 200.0
-    assert writer.status.eta_seconds == 98.0
+    assert (writer.status.tokens_per_sec, writer.status.eta_seconds) == (300.0, 98.0)
     for step in range(3, 60):
-        writer.observe(step_event(step, tokens=300, seconds=1.0))
-    assert writer.status.tokens_per_sec == 300.0
-    assert writer.status.tokens_per_sec_avg == pytest.approx((100 + 58 * 300) / 59)
+        writer.observe(step_event(step, tokens=200, seconds=1.0))
+    assert writer.status.tokens_per_sec == 200.0
+    assert writer.status.tokens_per_sec_avg == pytest.approx((300 + 57 * 200) / 58)
+    assert writer.status.total_tokens == 100 + 300 + 57 * 200
 
 
 def test_phases_become_states(writer: StatusWriter) -> None:
