@@ -527,6 +527,11 @@ class Paths:
         return self.models / "consolidated"
 
     @property
+    def memory_findings(self) -> Path:
+        """How many records at once the GPU's memory held."""
+        return self.models / "memory_findings.json"
+
+    @property
     def ledger(self) -> Path:
         return self.base / "status" / "ledger.db"
 

@@ -101,6 +101,8 @@ class TrainingStatus(_Part):
     message: str | None = None
     timestamp: datetime = Field(default_factory=now)
     heartbeat_at: datetime = Field(default_factory=now)
+    heartbeat_monotonic_seconds: float | None = Field(default_factory=time.monotonic)
+    """The same moment in seconds since boot: how old it is does not depend on the wall clock."""
     pid: int = Field(default_factory=os.getpid)
     pid_start_ticks: int | None = Field(default_factory=lambda: start_ticks(os.getpid()))
     status_seconds: float = 2.0
@@ -236,7 +238,8 @@ class StatusWriter:
         if self._hardware is not None:
             worker_rss = self.status.worker_rss_bytes
             self.status = self.status.model_copy(update=self._signals.look(self._hardware.read(), worker_rss))
-        self.status = self.status.model_copy(update={"timestamp": at, "heartbeat_at": at})
+        beat = {"heartbeat_at": at, "heartbeat_monotonic_seconds": time.monotonic()}
+        self.status = self.status.model_copy(update={"timestamp": at, **beat})
         self._written_at = self._clock()
         try:
             durable.write_json(self._path, self.status.model_dump(mode="python"), sync=False)
@@ -369,8 +372,8 @@ def read_status(paths: Paths) -> Reading | None:
     except ValidationError as error:
         raise IntegrityError(f"{paths.status_file}: not a status document: {error}") from error
     is_running = status.pid_start_ticks is not None and start_ticks(status.pid) == status.pid_start_ticks
-    age_seconds = (now() - status.heartbeat_at).total_seconds()
-    is_silent = age_seconds > STALE_INTERVALS * status.status_seconds
+    heard_at = status.heartbeat_monotonic_seconds
+    is_silent = heard_at is not None and time.monotonic() - heard_at > STALE_INTERVALS * status.status_seconds
     has_ended = status.state == "stopped"
     return Reading(status, is_running and not has_ended, not has_ended and (not is_running or is_silent))
 

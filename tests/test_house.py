@@ -35,6 +35,7 @@ TORCH_ROOMS = {
     *("training.tuning", "training.base_model"),
     *("monitoring.live_monitor", "monitoring.lora_monitor"),
     *("evaluation.generation", "evaluation.losses", "evaluation.fixed_eval", "serving.inference"),
+    "evaluation.short_memory",
 }
 
 

@@ -20,9 +20,13 @@ from config import Config, Paths, RunPaths, dump_config
 from errors import IntegrityError
 from intake.inbox import COMPANIONS, Candidate, Signature, copy_privately, path_from_relative, place_name
 from monitoring.events import now
+from training.disk_space import Need, demand
 from training.jobs import Job, JobStore, Source, make_job_id
 
 logger = logging.getLogger(__name__)
+
+FILES_OF_A_CLAIM = 8
+"""Files and folders that a claim makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,14 @@ class Claims:
             self._withdraw(job)
 
     def claim(self, candidate: Candidate) -> Job | SetAside | None:
-        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again."""
+        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again.
+
+        Raises EnvironmentNotReady when its copy would not leave ``disk.min_free_bytes`` free.
+        """
         if candidate.signature.size_bytes > self._config.inbox.max_file_bytes:
             return self._set_aside_too_large(candidate)
+        copy = Need(candidate.signature.size_bytes, FILES_OF_A_CLAIM)
+        demand(self._paths.runs, copy, self._config.disk.min_free_bytes)
         staging = RunPaths(self._paths.runs / f".{self._next_number:06d}{durable.PARTIAL_SUFFIX}")
         try:
             return self._claim_through(staging, candidate)

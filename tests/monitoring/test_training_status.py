@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -319,10 +320,22 @@ def test_another_process_under_the_same_pid_does_not_pass_for_the_daemon(
 
 def test_a_daemon_that_lives_but_says_nothing_is_stale(paths: Paths, writer: StatusWriter) -> None:
     document = writer.status.model_dump(mode="python")
-    durable.write_json(paths.status_file, document | {"heartbeat_at": now() - timedelta(minutes=5)})
+    long_ago = {"heartbeat_monotonic_seconds": time.monotonic() - 300}
+    durable.write_json(paths.status_file, document | long_ago)
     reading = read_status(paths)
     assert reading is not None
     assert (reading.is_running, reading.is_stale) == (True, True)
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=-3650), timedelta(days=7300)])
+def test_a_jump_of_the_wall_clock_makes_no_daemon_stale(
+    jump: timedelta, paths: Paths, writer: StatusWriter
+) -> None:
+    document = writer.status.model_dump(mode="python")
+    durable.write_json(paths.status_file, document | {"heartbeat_at": now() + jump})
+    reading = read_status(paths)
+    assert reading is not None
+    assert (reading.is_running, reading.is_stale) == (True, False)
 
 
 def test_a_daemon_that_said_goodbye_is_neither_running_nor_stale(paths: Paths, writer: StatusWriter) -> None:
