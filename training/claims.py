@@ -18,7 +18,15 @@ from typing import Any, Literal
 import durable
 from config import Config, Paths, RunPaths, dump_config
 from errors import IntegrityError
-from intake.inbox import COMPANIONS, Candidate, Signature, copy_privately, path_from_relative, place_name
+from intake.inbox import (
+    COMPANIONS,
+    Candidate,
+    Signature,
+    copy_privately,
+    linked_files,
+    path_from_relative,
+    place_name,
+)
 from monitoring.events import now
 from training.jobs import Job, JobStore, Source, make_job_id
 
@@ -54,6 +62,8 @@ class Claims:
             durable.remove_tree(folder)
         for job in self._store.queue():
             self._withdraw(job)
+        for path in linked_files(self._paths.inbox):
+            self._finish_setting_aside(path)
 
     def claim(self, candidate: Candidate) -> Job | SetAside | None:
         """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again."""
@@ -148,10 +158,11 @@ class Claims:
 
     def _set_aside(self, candidate: Candidate, folder: Path, reason: str, facts: Mapping[str, Any]) -> Path:
         """Write the report, then move the file beside it; a repeat after a crash finds its own report."""
-        identity = list(candidate.signature)
+        identity = _identity(candidate.signature)
 
         def is_taken(place: str) -> bool:
-            return self._is_taken(place) and _identity_of_report(folder, place) != identity
+            is_begun = not os.path.lexists(folder / place) and _report_identity(folder / place) == identity
+            return self._is_taken(place) and not is_begun
 
         place = place_name(candidate.name, candidate.suffix, self._next_number, is_taken)
         durable.make_folder(folder)
@@ -162,6 +173,16 @@ class Claims:
         durable.move_file(candidate.path, folder / place)
         logger.warning("Moved inbox/%s to %s/%s: %s", candidate.name, folder.name, place, reason)
         return folder / place
+
+    def _finish_setting_aside(self, path: Path) -> None:
+        """Take a file's name in the inbox away when a power cut left it beside its report as well."""
+        signature = Signature.of(path.lstat())
+        for folder in (self._paths.done, self._paths.rejected):
+            for place in folder.iterdir():
+                is_it = place.lstat().st_ino == signature.inode
+                if is_it and _report_identity(place) == _identity(signature):
+                    durable.move_file(path, place)
+                    return
 
     def _is_taken(self, place: str) -> bool:
         """Tell whether a name, or one of the names beside it, is used in any of the five folders."""
@@ -177,22 +198,28 @@ class Claims:
 
 
 def _is_still(path: Path, job: Job) -> bool:
-    """Tell whether the file at `path` is the one that was copied for `job`, unchanged since."""
+    """Tell whether the file at `path` is the one that was copied for `job`, unchanged since.
+
+    The device's number says nothing: it may be another one after a reboot, and on btrfs after each mount.
+    """
     try:
         found = Signature.of(path.lstat())
     except (FileNotFoundError, NotADirectoryError):
         return False
     source = job.source
-    return (found.device, found.inode, found.mtime_ns, found.size_bytes) == (
-        *(source.device, source.inode, source.mtime_ns),
-        job.size_bytes,
-    )
+    known = (source.inode, source.mtime_ns, job.size_bytes)
+    return (found.inode, found.mtime_ns, found.size_bytes) == known
 
 
-def _identity_of_report(folder: Path, place: str) -> list[int] | None:
-    """Return which file the report of an earlier, interrupted attempt was written for."""
-    report = folder / f"{place}.report.json"
-    if os.path.lexists(folder / place) or not report.is_file():
+def _identity(signature: Signature) -> list[int]:
+    """Return what tells a file from others and outlives a move and a reboot."""
+    return [signature.inode, signature.mtime_ns, signature.size_bytes]
+
+
+def _report_identity(place: Path) -> list[int] | None:
+    """Return which file the report beside `place` was written for when that file was set aside."""
+    report = place.with_name(f"{place.name}.report.json")
+    if not report.is_file():
         return None
     try:
         document = durable.read_json(report)
