@@ -62,7 +62,10 @@ class RecordFiles:
             self._refused.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def publish(self, card: ReportCard) -> None:
-        """Give the complete files their names, the report last; a refused file has nothing to train."""
+        """Give the complete files their names, the report last; a refused file has nothing to train.
+
+        Once the report is there nobody checks again, so that nothing temporary may be left by then.
+        """
         if self._run is None:
             return
         wanted = {self._run.refused}
@@ -75,6 +78,8 @@ class RecordFiles:
             final.unlink(missing_ok=True)
             if final in wanted:
                 durable.move_file(_temporary(final), final)
+            else:
+                _temporary(final).unlink()
         durable.write_bytes(self._run.report_text, card.to_text().encode("utf-8"))
         durable.write_json(self._run.report, card.model_dump(mode="json"))
 
