@@ -43,16 +43,16 @@ def fsync_folder(folder: Path) -> None:
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Replace `path` by `data` in one step: a reader sees the old bytes or the new, never a mixture.
 
-    With `sync` false the replacement is still atomic but may be undone by a power cut, which is right
-    for files that are rewritten every few seconds.
+    With `sync` false a power cut may undo the replacement, which is right for files that are rewritten
+    every few seconds. The bytes are synced in any case: without that, xfs keeps the new name and an empty
+    file behind it.
     """
     temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     with open(temporary, "wb", buffering=0) as file:
         view = memoryview(data)
         while view:
             view = view[file.write(view) :]
-        if sync:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
     os.replace(temporary, path)
     if sync:
         fsync_folder(path.parent)

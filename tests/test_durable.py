@@ -47,6 +47,17 @@ def test_a_reader_never_sees_half_a_write(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["status.json"]
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_bytes_are_on_the_disk_before_they_get_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    path = tmp_path / "status.json"
+    named_at_fsync: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: named_at_fsync.append(path.exists()))
+    durable.write_bytes(path, b"{}", sync=sync)
+    assert named_at_fsync[0] is False
+
+
 def test_json_never_holds_a_number_that_is_not_finite(tmp_path: Path) -> None:
     durable.write_json(tmp_path / "x.json", {"loss": float("nan"), "grad": float("inf"), "ok": 1.5})
     assert durable.read_json(tmp_path / "x.json") == {"loss": None, "grad": None, "ok": 1.5}
