@@ -172,7 +172,7 @@ def _run_daemon(request: Request) -> int:
     ForkedWorker.startup = request.startup
     ForkedWorker.main = importlib.import_module(request.worker).main
     # For the runner alone: everybody else goes on starting programs.
-    runner.subprocess = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+    runner.subprocess = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)  # type: ignore[assignment, attr-defined]
     begin(request.startup, "daemon")
     try:
         return daemon.run(
