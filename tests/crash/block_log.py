@@ -24,7 +24,7 @@ from typing import Any
 
 import mfusepy
 
-from tests.crash.disks import BLOCK_BYTES, Disk, read_disk
+from tests.crash.disks import BLOCK_BYTES, Disk
 
 DISK = "disk"
 """The one file."""
@@ -34,7 +34,7 @@ _START_SECONDS = 20.0
 
 
 class BlockLog(mfusepy.Operations):  # type: ignore[misc]
-    """The file system: one file of fixed size whose writes and flushes are logged before they are answered."""
+    """The file system: one file of fixed size; its writes and flushes are logged, then answered."""
 
     use_ns = True
 
@@ -121,13 +121,13 @@ class _Instant:
         return {**self.certain, **dict(written)}
 
 
-def legal_disks(image: Path, log: Path, draw: random.Random, subsets: int) -> Iterator[LegalDisk]:
-    """Yield the different disks that the log allows, `image` being what lay on the disk before it.
+def legal_disks(start: Disk, log: Path, draw: random.Random, subsets: int) -> Iterator[LegalDisk]:
+    """Yield the different disks that the log allows, `start` being the disk before it.
 
     At each flush and each mark: the disk with nothing that was not flushed, with all of it, and with
     `subsets` random parts of it.
     """
-    instant = _Instant(dict(read_disk(image)))
+    instant = _Instant(dict(start))
     seen: set[int] = set()
     for number, (kind, offset, data) in enumerate(_records(log)):
         if kind == b"W":

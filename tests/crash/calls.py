@@ -151,7 +151,12 @@ def _filter() -> bytes:
     """Return the BPF program: our calls go to the supervisor, all others pass."""
     load, equal, answer = 0x20, 0x15, 0x06
     numbers = sorted(CALLS.values())
-    program = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH_X86_64), (answer, 0, 0, _RET_ALLOW), (load, 0, 0, 0)]
+    program = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, _AUDIT_ARCH_X86_64),
+        (answer, 0, 0, _RET_ALLOW),
+        (load, 0, 0, 0),
+    ]
     for place, number in enumerate(numbers):
         program.append((equal, len(numbers) - place, 0, number))
     program += [(answer, 0, 0, _RET_ALLOW), (answer, 0, 0, _RET_USER_NOTIF)]
@@ -165,9 +170,7 @@ def _install() -> int:
     program = _filter()
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    listener = libc.syscall(
-        _SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER, header
-    )
+    listener = libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER, header)
     if listener < 0:
         raise OSError(ctypes.get_errno(), "cannot install the seccomp filter")
     return int(listener)
@@ -179,7 +182,7 @@ def _launch(supervisor: int, command: Sequence[str]) -> None:
         socket.send_fds(connection, [b"."], [listener])
     os.set_inheritable(listener, False)
     os.close(listener)
-    os.execvp(command[0], command)
+    os.execvp(command[0], list(command))
 
 
 if __name__ == "__main__":

@@ -40,15 +40,11 @@ class FileSystem:
         return None if shutil.which(self.make[0]) is not None else self.make[0]
 
 
+_EXT4 = ("mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0")
 FILE_SYSTEMS = {
-    file_system.name: file_system
-    for file_system in (
-        FileSystem(
-            "ext4", 32 << 20, ("mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0")
-        ),
-        FileSystem("xfs", 300 << 20, ("mkfs.xfs", "-q"), "noatime,nouuid"),
-        FileSystem("btrfs", 128 << 20, ("mkfs.btrfs", "-q")),
-    )
+    "ext4": FileSystem("ext4", 32 << 20, _EXT4),
+    "xfs": FileSystem("xfs", 300 << 20, ("mkfs.xfs", "-q"), "noatime,nouuid"),
+    "btrfs": FileSystem("btrfs", 128 << 20, ("mkfs.btrfs", "-q")),
 }
 
 

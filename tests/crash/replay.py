@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from pathlib import Path
 
 from tests.crash import block_log
 from tests.crash.calls import Call
-from tests.crash.cuts import begin_on, lead
-from tests.crash.disks import FileSystem, mounted
+from tests.crash.copies import begin_on, lead
+from tests.crash.disks import FileSystem, mounted, read_disk
 from tests.crash.life import Life
 from tests.crash.power import WORLD, Cut
 
@@ -22,13 +21,14 @@ from tests.crash.power import WORLD, Cut
 def legal_cuts_of_a_life(
     file_system: FileSystem, folder: Path, draw: random.Random, subsets: int, bug: str | None = None
 ) -> list[Cut]:
-    """Lead a life on a logged disk made in `folder`; return the cuts that its log allows.
+    """Lead a life on a logged disk made in the new `folder`; return the cuts that its log allows.
 
     `subsets` is the number of random parts of the unflushed writes that are tried at each instant.
     """
-    image, start, log = folder / "disk.img", folder / "start.img", folder / "disk.log"
+    folder.mkdir()
+    image, log = folder / "disk.img", folder / "disk.log"
     begin_on(file_system, image, folder / "mnt")
-    shutil.copyfile(image, start)
+    start = read_disk(image)
     with block_log.logged(image, log, folder / "fuse") as device:
         _lead_and_mark(file_system, device, folder / "mnt", log, bug)
     return [
