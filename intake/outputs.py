@@ -75,6 +75,9 @@ class RecordFiles:
             final.unlink(missing_ok=True)
             if final in wanted:
                 durable.move_file(_temporary(final), final)
+            else:
+                # Before the report: once that is there, nobody comes back to tidy up.
+                _temporary(final).unlink()
         durable.write_bytes(self._run.report_text, card.to_text().encode("utf-8"))
         durable.write_json(self._run.report, card.model_dump(mode="json"))
 

@@ -54,6 +54,13 @@ def test_a_refused_file_leaves_nothing_to_train(run: RunPaths) -> None:
     assert {path.name for path in run.data.iterdir()} == {"refused.jsonl", "report.json", "report.txt"}
 
 
+def test_a_refused_file_is_tidied_up_before_its_report_says_so(run: RunPaths) -> None:
+    with RecordFiles(run) as files:
+        files.train(b'{"line":1}\n')
+        files.publish(card(usable=False))
+        assert not list(run.data.glob(".*"))
+
+
 def test_a_check_that_is_broken_off_leaves_nothing(run: RunPaths) -> None:
     with pytest.raises(KeyboardInterrupt), RecordFiles(run) as files:
         files.train(b'{"line":1}\n')
