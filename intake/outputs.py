@@ -33,9 +33,13 @@ class RecordFiles:
     def __enter__(self) -> RecordFiles:
         if self._run is not None:
             durable.make_folder(self._run.data)
-            self._train = _open_temporary(self._run.train_records)
-            self._held_out = _open_temporary(self._run.held_out_records)
-            self._refused = _open_temporary(self._run.refused)
+            try:
+                self._train = _open_temporary(self._run.train_records)
+                self._held_out = _open_temporary(self._run.held_out_records)
+                self._refused = _open_temporary(self._run.refused)
+            except OSError:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
