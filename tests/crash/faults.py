@@ -87,7 +87,7 @@ def _as_it_ended(life: Life, drop: Drop) -> Drop:
         for file in life.paths.held_out.glob("*.jsonl")
         for line in file.read_bytes().splitlines()
     }
-    held_out = tuple(text for text in drop.held_out if text in kept)
+    held_out = tuple(text for text in drop.held_out or () if text in kept)
     return replace(drop, folder="failed", trained=(), held_out=held_out)
 
 

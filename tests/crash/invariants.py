@@ -197,7 +197,7 @@ def _lineage_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violati
     manifests = [_read(folder / durable.MANIFEST) for folder in sorted(paths.versions.glob("v*"))]
     if not all(isinstance(manifest, dict) for manifest in manifests):
         return  # torn, which is told elsewhere
-    trained = [drop for drop in drops if drop.trained]
+    trained = [drop for drop in drops if drop.folder == "done" and not drop.is_duplicate]
     yield from _compare_counts(
         "file",
         Counter(manifest["input_sha256"] for manifest in manifests),
@@ -246,12 +246,14 @@ def _job_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
 
 def _held_out_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
     """Held-out records are kept, once."""
+    if any(drop.held_out is None for drop in drops):
+        return
     kept = Counter(
         json.loads(line)["text"]
         for file in paths.held_out.glob("*.jsonl")
         for line in file.read_bytes().splitlines()
     )
-    expected = Counter(text for drop in drops if not drop.is_duplicate for text in drop.held_out)
+    expected = Counter(text for drop in drops if not drop.is_duplicate for text in drop.held_out or ())
     if kept != expected:
         yield Violation("lost" if expected - kept else "double", f"held out {kept}, expected {expected}")
 

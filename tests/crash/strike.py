@@ -45,9 +45,9 @@ class Strike:
 class Range:
     """A few nurseries, so that some lives go on side by side."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *preload: str) -> None:
         self.size = size
-        self._nurseries = [Nursery() for _ in range(size)]
+        self._nurseries = [Nursery(*preload) for _ in range(size)]
         self._idle: queue.SimpleQueue[Nursery] = queue.SimpleQueue()
         for nursery in self._nurseries:
             self._idle.put(nursery)
@@ -77,9 +77,9 @@ class Range:
 
 
 @contextmanager
-def open_range(size: int = 0) -> Iterator[Range]:
-    """Start the nurseries, one for each processor unless told otherwise."""
-    made = Range(size or len(os.sched_getaffinity(0)))
+def open_range(*preload: str) -> Iterator[Range]:
+    """Start one nursery for each processor, with the modules `preload` imported beforehand."""
+    made = Range(len(os.sched_getaffinity(0)), *preload)
     try:
         yield made
     finally:
@@ -116,10 +116,28 @@ def _carry_out(nursery: Nursery, strike: Strike) -> list[Violation] | None:
     return None
 
 
-def record(nursery: Nursery, first: Point | None = None, bug: str | None = None) -> Recording:
+def begin_life(folder: Path) -> Life:
+    """Begin a life in a world below `folder`, beside which there is room for traces."""
+    life = Life(folder / "world")
+    life.begin()
+    return life
+
+
+def find_nothing(life: Life) -> list[Violation]:
+    """Look at a life that has nothing more to be judged by."""
+    return []
+
+
+def record(
+    nursery: Nursery,
+    first: Point | None = None,
+    bug: str | None = None,
+    *,
+    begin: Callable[[Path], Life] = begin_life,
+) -> Recording:
     """Trace a life, or what comes after it was killed at `first`, and return its calls."""
     with new_world() as folder:
-        life = begin_life(folder)
+        life = begin(folder)
         if first is not None:
             strike_at(life, nursery, first, "signal=KILL", folder / "strike", bug)
         traces = folder / "traces"
@@ -128,14 +146,21 @@ def record(nursery: Nursery, first: Point | None = None, bug: str | None = None)
         return read_recording(traces, life.base)
 
 
-def kill(nursery: Nursery, points: Sequence[Point], bug: str | None = None) -> list[Violation]:
+def kill(
+    nursery: Nursery,
+    points: Sequence[Point],
+    bug: str | None = None,
+    *,
+    begin: Callable[[Path], Life] = begin_life,
+    inspect: Callable[[Life], list[Violation]] = find_nothing,
+) -> list[Violation]:
     """Kill a life at a point, then at the next while it recovers, and so on; let it go on, and judge it.
 
     A point of a worker kills that worker alone, unless the point takes the daemon along. Raises Missed when a
     life ended without its point.
     """
     with new_world() as folder:
-        life = begin_life(folder)
+        life = begin(folder)
         found: list[Violation] = []
         code = 0
         for number, point in enumerate(points):
@@ -145,14 +170,7 @@ def kill(nursery: Nursery, points: Sequence[Point], bug: str | None = None) -> l
             code = life.run(nursery, Startup(bug=bug))
         if code != 0:
             found.append(Violation("half", f"the daemon ended with {code}: {_last_line(life)}"))
-        return found + judge(life, nursery, bug)
-
-
-def begin_life(folder: Path) -> Life:
-    """Begin a life in a world below `folder`, beside which there is room for traces."""
-    life = Life(folder / "world")
-    life.begin()
-    return life
+        return found + judge(life, nursery, bug) + inspect(life)
 
 
 def strike_at(
