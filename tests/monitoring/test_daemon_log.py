@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from monitoring.daemon_log import LINE, PrintableFormatter
+from monitoring.daemon_log import LINE, LogFile, PrintableFormatter
 
 
 def line_of(message: str) -> str:
