@@ -33,9 +33,13 @@ class RecordFiles:
     def __enter__(self) -> RecordFiles:
         if self._run is not None:
             durable.make_folder(self._run.data)
-            self._train = _open_temporary(self._run.train_records)
-            self._held_out = _open_temporary(self._run.held_out_records)
-            self._refused = _open_temporary(self._run.refused)
+            try:
+                self._train = _open_temporary(self._run.train_records)
+                self._held_out = _open_temporary(self._run.held_out_records)
+                self._refused = _open_temporary(self._run.refused)
+            except OSError:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -62,10 +66,7 @@ class RecordFiles:
             self._refused.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def publish(self, card: ReportCard) -> None:
-        """Give the complete files their names, the report last; a refused file has nothing to train.
-
-        Once the report is there nobody checks again, so that nothing temporary may be left by then.
-        """
+        """Give the complete files their names, the report last; a refused file has nothing to train."""
         if self._run is None:
             return
         wanted = {self._run.refused}
@@ -79,6 +80,7 @@ class RecordFiles:
             if final in wanted:
                 durable.move_file(_temporary(final), final)
             else:
+                # Before the report: once that is there, nobody comes back to tidy up.
                 _temporary(final).unlink()
         durable.write_bytes(self._run.report_text, card.to_text().encode("utf-8"))
         durable.write_json(self._run.report, card.model_dump(mode="json"))

@@ -679,6 +679,22 @@ def test_the_log_is_rotated_at_max_bytes_and_backups_are_kept(base: Base) -> Non
     assert all(log.stat().st_size <= 500 for log in logs)
 
 
+def test_a_folder_that_cannot_be_worked_in_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "status").touch()
+    command = [sys.executable, str(ROOT / "daemon.py"), "--base", str(tmp_path), "--until-idle"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("trainbox: ") and len(process.stderr.splitlines()) == 1
+
+
+def test_what_a_dead_worker_left_of_a_version_is_removed(base: Base) -> None:
+    leftover = base.paths.versions / ".v0001.partial"
+    leftover.mkdir()
+    (leftover / "adapter_model.safetensors").write_bytes(b"half")
+    base.run()
+    assert os.listdir(base.paths.versions) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -23,6 +23,7 @@ from tests.crash.tally import Harm
 from tests.stub_worker import TRAINED
 
 INBOX_FOLDERS = ("", "processing", "done", "rejected", "failed", "skipped")
+OUTCOMES = {"done": "completed", "rejected": "refused", "failed": "failed", "skipped": "skipped"}
 COMPANIONS = (".report.json", ".report.txt", ".refused.jsonl")
 TEMPORARY = re.compile(r".*\.(partial|tmp|removed)$")
 CLAIMED = re.compile(r"Claimed inbox/\S+ as job (\S+) ")
@@ -52,13 +53,17 @@ def reader_violations(base: Path, said: str = "") -> list[Violation]:
     ]
 
 
-def violations(base: Path, drops: Sequence[Drop] = DROPS) -> list[Violation]:
-    """Judge the state after a daemon has gone on and found nothing left to do."""
+def violations(base: Path, drops: Sequence[Drop] = DROPS, *, may_be_stale: bool = False) -> list[Violation]:
+    """Judge the state after a daemon has gone on and found nothing left to do.
+
+    With `may_be_stale` the daemon could not write its last status, so that it is one that a reader knows
+    to be of a daemon that is gone.
+    """
     paths = Paths(base)
     return [
         *_current_violations(paths),
         *_torn_versions(paths),
-        *_status_violations(paths, is_at_rest=True),
+        *_status_violations(paths, is_at_rest=True, may_be_stale=may_be_stale),
         *_misplaced(paths, drops),
         *_lineage_violations(paths, drops),
         *_job_violations(paths, drops),
@@ -120,7 +125,7 @@ def _torn_versions(paths: Paths) -> Iterator[Violation]:
             yield Violation("half", f"version {folder.name} is torn: {error}")
 
 
-def _status_violations(paths: Paths, *, is_at_rest: bool) -> Iterator[Violation]:
+def _status_violations(paths: Paths, *, is_at_rest: bool, may_be_stale: bool = False) -> Iterator[Violation]:
     """The status is a document whose claims are true."""
     try:
         reading = read_status(paths)
@@ -134,7 +139,7 @@ def _status_violations(paths: Paths, *, is_at_rest: bool) -> Iterator[Violation]
     status = reading.status
     if status.version is not None and not (paths.versions / status.version).is_dir():
         yield Violation("lost", f"the status names {status.version}, which is not there")
-    if is_at_rest:
+    if is_at_rest and not (may_be_stale and reading.is_stale):
         current = os.path.basename(os.readlink(paths.current)) if paths.current.is_symlink() else None
         claims = (status.state, status.version, status.batch_queue_size)
         if claims != ("stopped", current, 0):
@@ -192,7 +197,7 @@ def _lineage_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violati
     manifests = [_read(folder / durable.MANIFEST) for folder in sorted(paths.versions.glob("v*"))]
     if not all(isinstance(manifest, dict) for manifest in manifests):
         return  # torn, which is told elsewhere
-    trained = [drop for drop in drops if drop.trained]
+    trained = [drop for drop in drops if drop.folder == "done" and not drop.is_duplicate]
     yield from _compare_counts(
         "file",
         Counter(manifest["input_sha256"] for manifest in manifests),
@@ -233,7 +238,7 @@ def _job_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
     found = Counter(job["sha256"] for job in jobs)
     if found != expected:
         yield Violation("double" if found - expected else "lost", f"jobs of {found}, expected {expected}")
-    outcome = {drop.sha256: "completed" if drop.folder == "done" else "refused" for drop in drops}
+    outcome = {drop.sha256: OUTCOMES[drop.folder] for drop in drops if not drop.is_duplicate}
     for job in jobs:
         if (job["state"], job["outcome"]) != ("finished", outcome.get(job["sha256"])):
             yield Violation("half", f"job {job['job_id']} is {job['state']}, {job['outcome']}")
@@ -241,12 +246,14 @@ def _job_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
 
 def _held_out_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
     """Held-out records are kept, once."""
+    if any(drop.held_out is None for drop in drops):
+        return
     kept = Counter(
         json.loads(line)["text"]
         for file in paths.held_out.glob("*.jsonl")
         for line in file.read_bytes().splitlines()
     )
-    expected = Counter(text for drop in drops if not drop.is_duplicate for text in drop.held_out)
+    expected = Counter(text for drop in drops if not drop.is_duplicate for text in drop.held_out or ())
     if kept != expected:
         yield Violation("lost" if expected - kept else "double", f"held out {kept}, expected {expected}")
 

@@ -20,12 +20,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import daemon
-from errors import TrainboxError
 from tests.crash.startup import Startup, begin
 from training import runner
 
@@ -174,17 +174,9 @@ def _run_daemon(request: Request) -> int:
     # For the runner alone: everybody else goes on starting programs.
     runner.subprocess = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)  # type: ignore[assignment, attr-defined]
     begin(request.startup, "daemon")
-    try:
-        return daemon.run(
-            Path(request.base),
-            overrides=request.overrides,
-            until_idle=True,
-            worker_command=("worker",),
-            retry_seconds=RETRY_SECONDS,
-        )
-    except TrainboxError as error:
-        sys.stderr.write(f"trainbox: {error}\n")
-        return 1
+    daemon.run = partial(daemon.run, worker_command=("worker",), retry_seconds=RETRY_SECONDS)
+    settings = [word for override in request.overrides for word in ("--set", override)]
+    return daemon.main(["--base", request.base, "--until-idle", *settings])
 
 
 def main(preload: Sequence[str]) -> None:
