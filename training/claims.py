@@ -58,10 +58,13 @@ class Claims:
             self._remember(job)
 
     def recover(self) -> None:
-        """Throw away staging folders and finish the moves that a crash left undone."""
+        """Throw away what was not finished, and finish the moves that a crash left undone."""
         for folder in sorted(self._paths.runs.glob(f".*{durable.PARTIAL_SUFFIX}")):
             logger.info("Removed the unfinished folder %s", folder.name)
             durable.remove_tree(folder)
+        for torn in sorted(self._paths.runs.glob(f"*/data/.*{durable.PARTIAL_SUFFIX}")):
+            logger.info("Removed the unfinished file %s of %s", torn.name, torn.parent.parent.name)
+            torn.unlink()
         for job in self._store.queue():
             self._withdraw(job)
         for path in linked_files(self._paths.inbox):

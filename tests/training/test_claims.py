@@ -265,6 +265,15 @@ def test_staging_folders_of_a_crash_are_removed_and_their_number_is_used_again(p
     assert desk.claim_job().number == 1
 
 
+def test_files_that_a_check_did_not_finish_are_removed(paths: Paths) -> None:
+    desk = Desk(paths)
+    desk.drop("a.jsonl")
+    data = paths.run(desk.claim_job().job_id).data
+    (data / ".train.jsonl.partial").touch()
+    Desk(paths).claims.recover()
+    assert files(data) == {"input.jsonl"}
+
+
 class Killed(BaseException):
     """Stands for a kill -9 at one call."""
 
