@@ -37,6 +37,7 @@ _NAMES = {number: name for name, number in CALLS.items()}
 _ON_DESCRIPTORS = frozenset({"write", "pwrite64", "writev", "ftruncate", "fallocate", "fsync", "fdatasync"})
 _OPENING = {"open": 1, "openat": 2}
 """Which argument holds the flags."""
+POLL_MILLISECONDS = 50
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER, _SYS_SECCOMP = 1, 8, 317
@@ -110,7 +111,7 @@ def _supervise(listener: int, under: Path, on_call: Callable[[Call], None], dead
     while True:
         if time.monotonic() > deadline:
             raise TimeoutError("the held processes did not end")
-        events = poll.poll(1000)
+        events = poll.poll(POLL_MILLISECONDS)
         if not events:
             continue
         if not events[0][1] & select.POLLIN:
