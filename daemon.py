@@ -343,6 +343,7 @@ class Daemon:
         self._versions.remove_unfinished()
         if job.outcome == "completed":
             self._versions.roll_forward()
+        self._claims.withdraw(job)  # it may have been impossible when the job was made
         place = file_away(self._paths, job)
         self._queue.finish(job)
         logger.info("Filed job %s (%s) as %s", job.job_id, job.outcome, place.relative_to(self._paths.base))

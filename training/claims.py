@@ -55,7 +55,7 @@ class Claims:
             logger.info("Removed the unfinished folder %s", folder.name)
             durable.remove_tree(folder)
         for job in self._store.queue():
-            self._withdraw(job)
+            self.withdraw(job)
 
     def claim(self, candidate: Candidate) -> Job | SetAside | None:
         """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again.
@@ -129,12 +129,12 @@ class Claims:
         """Move the original away once the job is on the disk; the job is there whether that works or not."""
         try:
             durable.fsync_folder(self._paths.runs)
-            self._withdraw(job)
+            self.withdraw(job)
         except OSError as error:
             logger.warning("Could not move inbox/%s away, will try again: %s", job.name, error)
             self._unfinished[job.source.relative_path] = job
 
-    def _withdraw(self, job: Job) -> None:
+    def withdraw(self, job: Job) -> None:
         """Move the original to processing/ unless it is not the file that was copied; safe to repeat."""
         original = path_from_relative(self._paths.inbox, job.source.relative_path)
         place = self._paths.processing / job.place

@@ -53,22 +53,22 @@ def reader_violations(base: Path, said: str = "") -> list[Violation]:
     ]
 
 
-def violations(base: Path, drops: Sequence[Drop] = DROPS, *, may_be_stale: bool = False) -> list[Violation]:
+def violations(base: Path, drops: Sequence[Drop] = DROPS, *, after_fault: bool = False) -> list[Violation]:
     """Judge the state after a daemon has gone on and found nothing left to do.
 
-    With `may_be_stale` the daemon could not write its last status, so that it is one that a reader knows
-    to be of a daemon that is gone.
+    With `after_fault` a daemon may have been kept from writing its last status, so that it is one that a
+    reader knows to be of a daemon that is gone, and from tidying up, which the next daemon does.
     """
     paths = Paths(base)
     return [
         *_current_violations(paths),
         *_torn_versions(paths),
-        *_status_violations(paths, is_at_rest=True, may_be_stale=may_be_stale),
+        *_status_violations(paths, is_at_rest=True, after_fault=after_fault),
         *_misplaced(paths, drops),
         *_lineage_violations(paths, drops),
         *_job_violations(paths, drops),
         *_held_out_violations(paths, drops),
-        *_leftovers(base),
+        *([] if after_fault else _leftovers(base)),
     ]
 
 
@@ -125,7 +125,7 @@ def _torn_versions(paths: Paths) -> Iterator[Violation]:
             yield Violation("half", f"version {folder.name} is torn: {error}")
 
 
-def _status_violations(paths: Paths, *, is_at_rest: bool, may_be_stale: bool = False) -> Iterator[Violation]:
+def _status_violations(paths: Paths, *, is_at_rest: bool, after_fault: bool = False) -> Iterator[Violation]:
     """The status is a document whose claims are true."""
     try:
         reading = read_status(paths)
@@ -139,7 +139,7 @@ def _status_violations(paths: Paths, *, is_at_rest: bool, may_be_stale: bool = F
     status = reading.status
     if status.version is not None and not (paths.versions / status.version).is_dir():
         yield Violation("lost", f"the status names {status.version}, which is not there")
-    if is_at_rest and not (may_be_stale and reading.is_stale):
+    if is_at_rest and not (after_fault and reading.is_stale):
         current = os.path.basename(os.readlink(paths.current)) if paths.current.is_symlink() else None
         claims = (status.state, status.version, status.batch_queue_size)
         if claims != ("stopped", current, 0):
