@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import durable
-from config import Paths
-from errors import IntegrityError
+from config import Paths, load_config
+from errors import IntegrityError, TrainboxError
 from monitoring.training_status import read_status
 from tests.crash.life import DROPS, WITNESS, WITNESS_TEXT, Drop, Life, planned
 from tests.crash.tally import Harm
 from tests.stub_worker import TRAINED
+from training.ledger.upkeep import ledger_differences
 
 INBOX_FOLDERS = ("", "processing", "done", "rejected", "failed", "skipped")
 OUTCOMES = {"done": "completed", "rejected": "refused", "failed": "failed", "skipped": "skipped"}
@@ -68,8 +69,17 @@ def violations(base: Path, drops: Sequence[Drop] = DROPS, *, after_fault: bool =
         *_lineage_violations(paths, drops),
         *_job_violations(paths, drops),
         *_held_out_violations(paths, drops),
-        *([] if after_fault else _leftovers(base)),
+        *([] if after_fault else [*_leftovers(base), *ledger_violations(base)]),
     ]
+
+
+def ledger_violations(base: Path) -> list[Violation]:
+    """The ledger equals what the directories say."""
+    try:
+        differences = ledger_differences(Paths(base), load_config(base))
+    except TrainboxError as error:
+        return [Violation("half", f"the ledger cannot be read: {error}")]
+    return [Violation("half", f"the ledger differs: {difference}") for difference in differences]
 
 
 def world_violations(life: Life) -> list[Violation]:
@@ -87,9 +97,9 @@ def world_violations(life: Life) -> list[Violation]:
 def fingerprint(base: Path) -> dict[str, str]:
     """Return every path of a base folder with its hash; a second daemon with nothing to do changes none.
 
-    Left out is what tells of the daemon itself: its status, its log, its lock.
+    Left out is what tells of the daemon itself: its status, its log, its lock, its index.
     """
-    own = {"status/training_status.json", "status/daemon.lock", "logs/daemon.log"}
+    own = {"status/training_status.json", "status/daemon.lock", "status/ledger.db", "logs/daemon.log"}
     return {
         name: _describe(path)
         for path in sorted(base.rglob("*"))
