@@ -34,6 +34,7 @@ from training.control import Control
 from training.filing import file_away
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
+from training.ledger.keeper import LedgerKeeper
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
 
@@ -89,7 +90,8 @@ class Daemon:
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
 
-        self._queue = JobQueue(self._store)
+        self._ledger = LedgerKeeper(paths, config.ledger)
+        self._queue = JobQueue(self._store, self._ledger.note)
         self._running: Job | None = None
         self._runs = 0
         self._scan_at = clock()
@@ -123,6 +125,7 @@ class Daemon:
             if job.state == "running":
                 logger.info("Found job %s interrupted at step %s; it goes on", job.job_id, job.step or 0)
                 self._queue.save(changed(job, state="queued"))
+        self._ledger.start()
         self._watch.start()
         self._notifier.send("READY=1")
         logger.info("Watching %s (pid %d)", self._paths.inbox, os.getpid())
@@ -147,9 +150,10 @@ class Daemon:
         self._notifier.send("STOPPING=1")
         self._watch.stop()
         self._runner.release()
+        self._ledger.stop()
         self._status.acknowledge()
         self._tell_rest()
-        self._status.update(state="stopped")
+        self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
         logger.info("Stopped")
 
     # What a person wants
@@ -208,7 +212,7 @@ class Daemon:
         self._obey()
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
-        self._status.beat()
+        self._status.update(ledger_trouble=self._ledger.trouble)
         self._tell_systemd()
         return self._wish()
 
@@ -305,6 +309,7 @@ class Daemon:
             durable.append_line(self._store.run(job).events, line)
         except OSError as error:
             logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        self._ledger.note(job)
         if isinstance(event, PlanEvent):
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
@@ -343,6 +348,7 @@ class Daemon:
         self._versions.remove_unfinished()
         if job.outcome == "completed":
             self._versions.roll_forward()
+        self._claims.withdraw(job)  # it may have been impossible when the job was made
         place = file_away(self._paths, job)
         self._queue.finish(job)
         logger.info("Filed job %s (%s) as %s", job.job_id, job.outcome, place.relative_to(self._paths.base))

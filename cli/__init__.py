@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import commanding, looking, versions, working
+from cli import commanding, ledger, looking, versions, working
 from cli.terminal import complaints
 from errors import TrainboxError, UsageError
 
@@ -23,6 +23,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(versions.app, name="versions")
+app.add_typer(ledger.app, name="ledger")
 
 
 def main() -> None:

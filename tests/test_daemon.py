@@ -357,6 +357,19 @@ def test_an_inbox_that_vanishes_under_a_job_costs_it_nothing(base: Base) -> None
     base.end(daemon)
 
 
+def test_a_file_that_could_not_be_moved_when_claimed_is_filed_all_the_same(base: Base) -> None:
+    base.drop()
+    base.paths.processing.rmdir()
+    base.paths.processing.touch()
+    daemon = base.start()
+    wait_until(lambda: base.is_in("waiting"))
+    base.paths.processing.unlink()
+    wait_until(lambda: base.files("done") == {"a.jsonl"})
+    assert not (base.paths.inbox / "a.jsonl").exists()
+    assert (base.job().outcome, base.job().attempts) == ("completed", 1)
+    base.end(daemon)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
 def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
     folder = tmp_path / "small"

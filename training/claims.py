@@ -66,7 +66,7 @@ class Claims:
             logger.info("Removed the unfinished file %s of %s", torn.name, torn.parent.parent.name)
             torn.unlink()
         for job in self._store.queue():
-            self._withdraw(job)
+            self.withdraw(job)
         for path in linked_files(self._paths.inbox):
             self._finish_setting_aside(path)
 
@@ -142,12 +142,12 @@ class Claims:
         """Move the original away once the job is on the disk; the job is there whether that works or not."""
         try:
             durable.fsync_folder(self._paths.runs)
-            self._withdraw(job)
+            self.withdraw(job)
         except OSError as error:
             logger.warning("Could not move inbox/%s away, will try again: %s", job.name, error)
             self._unfinished[job.source.relative_path] = job
 
-    def _withdraw(self, job: Job) -> None:
+    def withdraw(self, job: Job) -> None:
         """Move the original to processing/ unless it is not the file that was copied; safe to repeat."""
         original = path_from_relative(self._paths.inbox, job.source.relative_path)
         place = self._paths.processing / job.place

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import durable
-from config import Paths
-from errors import IntegrityError
+from config import Paths, load_config
+from errors import IntegrityError, TrainboxError
 from monitoring.training_status import read_status
 from tests.crash.life import DROPS, WITNESS, WITNESS_TEXT, Drop, Life, planned
 from tests.crash.tally import Harm
 from tests.stub_worker import TRAINED
+from training.ledger.upkeep import ledger_differences
 
 INBOX_FOLDERS = ("", "processing", "done", "rejected", "failed", "skipped")
 OUTCOMES = {"done": "completed", "rejected": "refused", "failed": "failed", "skipped": "skipped"}
@@ -53,23 +54,32 @@ def reader_violations(base: Path, said: str = "") -> list[Violation]:
     ]
 
 
-def violations(base: Path, drops: Sequence[Drop] = DROPS, *, may_be_stale: bool = False) -> list[Violation]:
+def violations(base: Path, drops: Sequence[Drop] = DROPS, *, after_fault: bool = False) -> list[Violation]:
     """Judge the state after a daemon has gone on and found nothing left to do.
 
-    With `may_be_stale` the daemon could not write its last status, so that it is one that a reader knows
-    to be of a daemon that is gone.
+    With `after_fault` a daemon may have been kept from writing its last status, so that it is one that a
+    reader knows to be of a daemon that is gone, and from tidying up, which the next daemon does.
     """
     paths = Paths(base)
     return [
         *_current_violations(paths),
         *_torn_versions(paths),
-        *_status_violations(paths, is_at_rest=True, may_be_stale=may_be_stale),
+        *_status_violations(paths, is_at_rest=True, after_fault=after_fault),
         *_misplaced(paths, drops),
         *_lineage_violations(paths, drops),
         *_job_violations(paths, drops),
         *_held_out_violations(paths, drops),
-        *_leftovers(base),
+        *([] if after_fault else [*_leftovers(base), *ledger_violations(base)]),
     ]
+
+
+def ledger_violations(base: Path) -> list[Violation]:
+    """The ledger equals what the directories say."""
+    try:
+        differences = ledger_differences(Paths(base), load_config(base))
+    except TrainboxError as error:
+        return [Violation("half", f"the ledger cannot be read: {error}")]
+    return [Violation("half", f"the ledger differs: {difference}") for difference in differences]
 
 
 def world_violations(life: Life) -> list[Violation]:
@@ -87,9 +97,9 @@ def world_violations(life: Life) -> list[Violation]:
 def fingerprint(base: Path) -> dict[str, str]:
     """Return every path of a base folder with its hash; a second daemon with nothing to do changes none.
 
-    Left out is what tells of the daemon itself: its status, its log, its lock.
+    Left out is what tells of the daemon itself: its status, its log, its lock, its index.
     """
-    own = {"status/training_status.json", "status/daemon.lock", "logs/daemon.log"}
+    own = {"status/training_status.json", "status/daemon.lock", "status/ledger.db", "logs/daemon.log"}
     return {
         name: _describe(path)
         for path in sorted(base.rglob("*"))
@@ -125,7 +135,7 @@ def _torn_versions(paths: Paths) -> Iterator[Violation]:
             yield Violation("half", f"version {folder.name} is torn: {error}")
 
 
-def _status_violations(paths: Paths, *, is_at_rest: bool, may_be_stale: bool = False) -> Iterator[Violation]:
+def _status_violations(paths: Paths, *, is_at_rest: bool, after_fault: bool = False) -> Iterator[Violation]:
     """The status is a document whose claims are true."""
     try:
         reading = read_status(paths)
@@ -139,7 +149,7 @@ def _status_violations(paths: Paths, *, is_at_rest: bool, may_be_stale: bool = F
     status = reading.status
     if status.version is not None and not (paths.versions / status.version).is_dir():
         yield Violation("lost", f"the status names {status.version}, which is not there")
-    if is_at_rest and not (may_be_stale and reading.is_stale):
+    if is_at_rest and not (after_fault and reading.is_stale):
         current = os.path.basename(os.readlink(paths.current)) if paths.current.is_symlink() else None
         claims = (status.state, status.version, status.batch_queue_size)
         if claims != ("stopped", current, 0):

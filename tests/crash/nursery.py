@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent.parent
 RETRY_SECONDS = 0.05
 STUB = "tests.stub_worker"
 REAL = "training.worker"
+LEDGER = "training.ledger.following"
+"""Imported by a daemon when it has something to write down."""
 NOFILE = 256
 """Enough for a daemon, and quick to close after a fork."""
 
@@ -181,7 +183,7 @@ def _run_daemon(request: Request) -> int:
 
 def main(preload: Sequence[str]) -> None:
     """Serve requests until the input ends."""
-    for module in (STUB, *preload):
+    for module in (STUB, LEDGER, *preload):
         importlib.import_module(module)
     for line in sys.stdin:
         document: dict[str, Any] = json.loads(line)

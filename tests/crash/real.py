@@ -16,7 +16,7 @@ from tests.crash.kills import with_both
 from tests.crash.life import SETTINGS, Drop, Life, new_world
 from tests.crash.nursery import REAL
 from tests.crash.points import Point
-from tests.crash.startup import OUTPUT_THREAD
+from tests.crash.startup import THREAD
 from tests.crash.strike import Range, Say, Strike, carry_out, kill, open_range, record
 from tests.crash.tally import Tally
 
@@ -72,9 +72,7 @@ def choose(points: Sequence[Point], count: int, seed: int) -> list[Point]:
     making = [
         point
         for point in points
-        if point.path.startswith("models/")
-        and point.process != OUTPUT_THREAD
-        and RANDOM_NAME not in point.path
+        if point.path.startswith("models/") and point.process != THREAD and RANDOM_NAME not in point.path
     ]
     return random.Random(seed).sample(making, count)
 

@@ -197,12 +197,9 @@ def _wait_for_the_dead(life: Life) -> None:
         time.sleep(0.002)
 
 
-def judge(
-    life: Life, nursery: Nursery, bug: str | None = None, *, may_be_stale: bool = False
-) -> list[Violation]:
+def judge(life: Life, nursery: Nursery, bug: str | None = None) -> list[Violation]:
     """Return what is wrong now that nothing is left to do, and what another daemon would change."""
-    found = violations(life.base, life.drops, may_be_stale=may_be_stale)
-    found += world_violations(life)
+    found = violations(life.base, life.drops) + world_violations(life)
     before = fingerprint(life.base)
     code = life.run(nursery, Startup(bug=bug))
     after = fingerprint(life.base)

@@ -32,12 +32,12 @@ def sample(recording: Recording, process: str, count: int) -> list[Point]:
 def test_a_life_changes_nothing_outside_of_its_base_folder(recording: Recording) -> None:
     assert recording.strays == ()
     assert {point.process for point in recording.points} == {
-        *("daemon", "daemon-output", "worker-1", "worker-2", "worker-3")
+        *("daemon", "daemon-thread", "worker-1", "worker-2", "worker-3")
     }
 
 
 @pytest.mark.parametrize(
-    ("process", "count"), [("daemon ", 20), ("daemon-output", 2), ("worker", 10), ("daemon and worker", 20)]
+    ("process", "count"), [("daemon ", 20), ("daemon-thread", 4), ("worker", 10), ("daemon and worker", 20)]
 )
 def test_a_life_goes_on_after_a_kill(
     nurseries: Range, recording: Recording, process: str, count: int

@@ -87,6 +87,7 @@ def test_a_job_is_made_also_when_its_original_cannot_be_moved_yet(paths: Paths) 
     assert desk.store.all() == [job]
     assert original.exists()
     paths.processing.unlink()
+    paths.processing.mkdir()
     assert desk.claim_all() == [None]
     assert files(paths.processing) == {"a.jsonl"}
     assert desk.store.all() == [job]
