@@ -24,11 +24,12 @@ from pathlib import Path
 from tests.crash.calls import is_supported
 from tests.crash.copies import cuts_of_a_life, cuts_of_a_recovery
 from tests.crash.disks import FILE_SYSTEMS
-from tests.crash.nursery import ROOT
+from tests.crash.invariants import Violation
+from tests.crash.nursery import ROOT, Nursery
 from tests.crash.planted import BUGS
-from tests.crash.power import Cut, Judge, judge_all, judges, sample
+from tests.crash.power import Cut, judge_cut, sample
 from tests.crash.replay import legal_cuts_of_a_life
-from tests.crash.strike import Say
+from tests.crash.strike import Range, Say, open_range
 from tests.crash.tally import Tally
 
 SHOWN_BY_CUTS = {
@@ -37,8 +38,6 @@ SHOWN_BY_CUTS = {
     "no_same_inode_check": ("btrfs", r"fsync base/inbox$"),
 }
 """Planted bugs that no kill can show: the file system that shows them, and the cuts that are tried first."""
-SIDE_BY_SIDE = max(2, os.cpu_count() or 2)
-"""Lives and judges at work at the same time."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +111,16 @@ def reason_it_cannot_run() -> str | None:
 class PowerCuts:
     """One plan at work in the namespaces."""
 
-    def __init__(self, plan: Plan, folder: Path, judges: Sequence[Judge], say: Say) -> None:
+    def __init__(self, plan: Plan, folder: Path, nurseries: Range, say: Say) -> None:
         self._plan = plan
         self._folder = folder
-        self._judges = judges
+        self._nurseries = nurseries
         self._say = say
         self.tally = Tally()
 
     def carry_out(self) -> Tally:
         """Judge the cuts of every file system, then look for the planted bugs."""
-        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        with ThreadPoolExecutor(self._nurseries.size) as pool:
             for (title, _), cuts in zip(self._lives(), pool.map(_make, self._lives()), strict=True):
                 self._judge(title, cuts)
             bugs = list(self._plan.bugs)
@@ -165,7 +164,7 @@ class PowerCuts:
         return random.Random(f"{self._plan.seed} {what}")
 
     def _judge(self, title: str, cuts: Sequence[Cut]) -> None:
-        for cut, found in judge_all(cuts, self._judges):
+        for cut, found in self._judged(cuts):
             self.tally.cuts += 1
             for violation in found:
                 self.tally.fail(str(cut), violation.harm, violation.what)
@@ -174,13 +173,19 @@ class PowerCuts:
     def _catch(self, bug: str, cuts: Sequence[Cut]) -> None:
         """Judge cuts of a life with a bug until one is violated."""
         self.tally.planted_bugs += 1
-        for start in range(0, len(cuts), len(self._judges)):
-            for cut, found in judge_all(cuts[start : start + len(self._judges)], self._judges):
+        for start in range(0, len(cuts), self._nurseries.size):
+            for cut, found in self._judged(cuts[start : start + self._nurseries.size]):
                 if found:
                     self.tally.planted_bugs_caught += 1
                     self._say(f"{bug}: caught at {cut}: {found[0]}")
                     return
         self._say(f"{bug}: NOT CAUGHT by {len(cuts)} cuts")
+
+    def _judged(self, cuts: Sequence[Cut]) -> Iterator[tuple[Cut, list[Violation]]]:
+        def work(nursery: Nursery, cut: Cut) -> tuple[Cut, list[Violation]]:
+            return cut, judge_cut(cut, self._folder, nursery)
+
+        return self._nurseries.map(work, cuts)
 
 
 def _make(life: tuple[str, CutMaker]) -> list[Cut]:
@@ -195,8 +200,8 @@ def main(plan: Plan, folder: Path) -> None:
         sys.stdout.flush()
 
     subprocess.run(["mount", "-t", "tmpfs", "cuts", str(folder)], check=True)
-    with judges(folder, SIDE_BY_SIDE) as at_work:
-        tally = PowerCuts(plan, folder, at_work, lambda line: write({"say": line})).carry_out()
+    with open_range() as nurseries:
+        tally = PowerCuts(plan, folder, nurseries, lambda line: write({"say": line})).carry_out()
     write({"tally": asdict(tally)})
 
 

@@ -6,25 +6,18 @@ times: as it is, after a daemon has worked until idle, and after another, which 
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.crash.disks import Disk, FileSystem, MountFailed, mounted, write_disk
-from tests.crash.invariants import (
-    Violation,
-    fingerprint,
-    reader_violations,
-    violations,
-    world_violations,
-)
+from tests.crash.invariants import Violation, reader_violations
 from tests.crash.life import Life
 from tests.crash.nursery import Nursery
 from tests.crash.startup import Startup
+from tests.crash.strike import judge
 
 WORLD = "world"
 """Folder of a disk in which a life is led."""
@@ -46,74 +39,25 @@ class Cut:
         return f"{self.file_system.name}, power cut at {self.point}"
 
 
-class Judge:
-    """Judges one cut after the other, in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._image = folder / "disk.img"
-        self._mount_point = folder / "mnt"
-        self._nursery = Nursery()
-
-    def close(self) -> None:
-        self._nursery.close()
-
-    def judge(self, cut: Cut) -> list[Violation]:
-        """Return what is wrong with a cut, at most once each."""
-        write_disk(cut.disk, self._image, cut.file_system.size_bytes)
+def judge_cut(cut: Cut, folder: Path, nursery: Nursery) -> list[Violation]:
+    """Return what is wrong with a cut; its disk is mounted below `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        image = Path(place, "disk.img")
+        write_disk(cut.disk, image, cut.file_system.size_bytes)
         try:
-            with mounted(cut.file_system, self._image, self._mount_point):
-                return list(dict.fromkeys(self._found(Life(self._mount_point / WORLD), cut)))
+            with mounted(cut.file_system, image, Path(place, "mnt")) as mount_point:
+                return _judge_world(Life(mount_point / WORLD), cut, nursery)
         except MountFailed as error:
             return [Violation("lost", f"the disk cannot be mounted: {error}")]
-        finally:
-            self._image.unlink()
-
-    def _found(self, life: Life, cut: Cut) -> Iterator[Violation]:
-        yield from reader_violations(life.base, cut.said)
-        yield from self._go_on(life, cut)
-        before = fingerprint(life.base)
-        yield from self._go_on(life, cut)
-        after = fingerprint(life.base)
-        changed = sorted(name for name in before | after if before.get(name) != after.get(name))
-        if changed:
-            yield Violation("half", f"a daemon with nothing to do changed {changed}")
-
-    def _go_on(self, life: Life, cut: Cut) -> Iterator[Violation]:
-        code = life.run(self._nursery, Startup(bug=cut.bug))
-        if code != 0:
-            last = "".join(life.said().splitlines(keepends=True)[-1:])
-            yield Violation("half", f"the daemon ended with {code}: {last}")
-        yield from violations(life.base, life.drops)
-        yield from world_violations(life)
 
 
-@contextlib.contextmanager
-def judges(folder: Path, count: int) -> Iterator[Sequence[Judge]]:
-    """Offer `count` judges that work side by side."""
-    made = [Judge(folder / f"judge-{number}") for number in range(count)]
-    try:
-        yield made
-    finally:
-        for judge in made:
-            judge.close()
-
-
-def judge_all(cuts: Iterable[Cut], judges: Sequence[Judge]) -> Iterator[tuple[Cut, list[Violation]]]:
-    """Have all cuts judged and yield each with what was found."""
-    free: queue.SimpleQueue[Judge] = queue.SimpleQueue()
-    for judge in judges:
-        free.put(judge)
-
-    def judged(cut: Cut) -> tuple[Cut, list[Violation]]:
-        judge = free.get()
-        try:
-            return cut, judge.judge(cut)
-        finally:
-            free.put(judge)
-
-    with ThreadPoolExecutor(len(judges)) as pool:
-        yield from pool.map(judged, cuts)
+def _judge_world(life: Life, cut: Cut, nursery: Nursery) -> list[Violation]:
+    found = reader_violations(life.base, cut.said)
+    code = life.run(nursery, Startup(bug=cut.bug))
+    if code != 0:
+        last = "".join(life.said().splitlines()[-1:])
+        found.append(Violation("half", f"the daemon that went on ended with {code}: {last}"))
+    return found + judge(life, nursery, cut.bug)
 
 
 def sample(cuts: Sequence[Cut], count: int | None, draw: random.Random) -> list[Cut]:
