@@ -129,6 +129,7 @@ class Daemon:
         self._status.write()
         self._control.discard_stop()
         self._claims.recover()
+        self._versions.remove_unfinished()
         self._versions.roll_forward()
         for job in self._queue.waiting():
             if job.state == "running":
@@ -391,8 +392,10 @@ class Daemon:
 
     def _file(self, job: Job) -> None:
         """Make a completed job's version current if it shall be, and put the job's file where it belongs."""
+        self._versions.remove_unfinished()
         if job.outcome == "completed":
             self._versions.roll_forward()
+        self._claims.withdraw(job)  # it may have been impossible when the job was made
         place = file_away(self._paths, job)
         self._queue.finish(job)
         logger.info("Filed job %s (%s) as %s", job.job_id, job.outcome, place.relative_to(self._paths.base))
@@ -510,7 +513,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return run(options.base, overrides=options.set, until_idle=options.until_idle)
-    except TrainboxError as error:
+    except (TrainboxError, OSError) as error:  # no disk, no right: for people, and for whoever restarts us
         sys.stderr.write(f"trainbox: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
 

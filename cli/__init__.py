@@ -35,6 +35,6 @@ def main() -> None:
     except UsageError as error:
         complaints.print(f"trainbox: {error}", markup=False)
         sys.exit(2)
-    except TrainboxError as error:
+    except (TrainboxError, OSError) as error:
         complaints.print(f"trainbox: {error}", markup=False)
         sys.exit(1)

@@ -6,6 +6,7 @@ and never used to build a path outside the five folders. Making a job of a copy 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -261,6 +262,19 @@ def copy_privately(
         return sha256 if is_whole else None
     finally:
         os.close(descriptor)
+
+
+def linked_files(inbox: Path) -> Iterator[Path]:
+    """Yield the dropped files that bear another name as well; such a file is never taken."""
+    for folder, folders, names in os.walk(inbox):
+        if folder == str(inbox):
+            folders[:] = [name for name in folders if name not in OWN_FOLDERS]
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                    yield path
 
 
 def is_temporary(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -227,6 +228,19 @@ def test_an_inbox_that_vanishes_under_a_job_costs_it_nothing(base: Base) -> None
     (base.paths.base / "unmounted").rename(base.paths.inbox)
     wait_until(lambda: base.files("done") == {"a.jsonl"})
     assert (base.job().outcome, base.job().version, base.job().attempts) == ("completed", "v0001", 1)
+    base.end(daemon)
+
+
+def test_a_file_that_could_not_be_moved_when_claimed_is_filed_all_the_same(base: Base) -> None:
+    base.drop()
+    base.paths.processing.rmdir()
+    base.paths.processing.touch()
+    daemon = base.start()
+    wait_until(lambda: base.is_in("waiting"))
+    base.paths.processing.unlink()
+    wait_until(lambda: base.files("done") == {"a.jsonl"})
+    assert not (base.paths.inbox / "a.jsonl").exists()
+    assert (base.job().outcome, base.job().attempts) == ("completed", 1)
     base.end(daemon)
 
 
@@ -533,6 +547,22 @@ def test_the_newest_run_logs_are_kept(base: Base, kept: int) -> None:
     base.run(f"retention.run_logs={kept}")
     names = sorted(path.name[:6] for path in base.paths.run_logs.glob("0*"))
     assert names == ["000003", "000004", "000005"][-kept:]
+
+
+def test_a_folder_that_cannot_be_worked_in_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "status").touch()
+    command = [sys.executable, str(ROOT / "daemon.py"), "--base", str(tmp_path), "--until-idle"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("trainbox: ") and len(process.stderr.splitlines()) == 1
+
+
+def test_what_a_dead_worker_left_of_a_version_is_removed(base: Base) -> None:
+    leftover = base.paths.versions / ".v0001.partial"
+    leftover.mkdir()
+    (leftover / "adapter_model.safetensors").write_bytes(b"half")
+    base.run()
+    assert os.listdir(base.paths.versions) == []
 
 
 @pytest.mark.parametrize(
