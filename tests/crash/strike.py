@@ -179,7 +179,8 @@ def strike_at(
     """Run a daemon with a trap at `point` and return its code; raise Missed if nothing was caught in it."""
     code = life.run(nursery, Startup(traps=[point.trap(life.base, action, log)], bug=bug))
     _wait_for_the_dead(life)
-    if not _was_struck(log.read_text(encoding="utf-8", errors="replace"), point, action):
+    trace = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""  # no such worker
+    if not _was_struck(trace, point, action):
         raise Missed(str(point))
     return code
 
