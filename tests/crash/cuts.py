@@ -7,6 +7,7 @@ there: when the first process of the namespaces ends, however it ends, all of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -73,9 +74,8 @@ def run(say: Say, plan: Plan | None = None) -> Tally:
         command += ["--mount-proc", sys.executable, "-m", "tests.crash.cuts"]
         command += [json.dumps(asdict(plan or Plan())), folder]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+        with process, _killed_on_error(process):
             assert process.stdout is not None
             for line in process.stdout:
                 message = json.loads(line)
@@ -86,6 +86,16 @@ def run(say: Say, plan: Plan | None = None) -> Tally:
     if process.returncode != 0 or tally is None:
         raise RuntimeError(f"the power cuts ended with {process.returncode}")
     return tally
+
+
+@contextlib.contextmanager
+def _killed_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let nothing go on when nobody listens any more, for instance after a test's time ran out."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 def reason_it_cannot_run() -> str | None:
