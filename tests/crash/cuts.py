@@ -34,11 +34,12 @@ from tests.crash.strike import Range, Say, open_range
 from tests.crash.tally import Tally
 
 SHOWN_BY_CUTS = {
-    "no_file_fsync": ("ext4", r"fsync base/inbox"),
-    "no_folder_fsync": ("ext4", r"fsync base/inbox"),
-    "no_same_inode_check": ("btrfs", r"fsync base/inbox$"),
+    "no_file_fsync": ("ext4", r"fsync base/inbox\n"),
+    "no_folder_fsync": ("ext4", r"Moved current .*\n\Z"),
+    "no_same_inode_check": ("btrfs", r"fsync base/inbox\n"),
 }
-"""Planted bugs that no kill can show: the file system that shows them, and the cuts that are tried first."""
+"""Planted bugs that no kill can show: the file system that shows them, and which cuts are tried first, by
+their point and what had been said."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class PowerCuts:
         name, likely = SHOWN_BY_CUTS[bug]
         cuts = cuts_of_a_life(FILE_SYSTEMS[name], self._folder / bug, bug)
         self._draw(bug).shuffle(cuts)
-        return sorted(cuts, key=lambda cut: re.search(likely, cut.point) is None)
+        return sorted(cuts, key=lambda cut: re.search(likely, f"{cut.point}\n{cut.said}") is None)
 
     def _draw(self, what: str) -> random.Random:
         return random.Random(f"{self._plan.seed} {what}")
