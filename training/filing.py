@@ -19,6 +19,7 @@ def file_away(paths: Paths, job: Job) -> Path:
     OSError while the inbox is not to be had.
     """
     run = paths.run(job.job_id)
+    _remove_unfinished(run)
     if not paths.inbox.is_dir():
         raise FileNotFoundError(f"{paths.inbox}: the folder is missing; make it again or mount it")
     folder = folder_for(paths, job)
@@ -34,6 +35,15 @@ def file_away(paths: Paths, job: Job) -> Path:
     else:
         durable.copy_once(run.input(job.suffix), place)
     return place
+
+
+def _remove_unfinished(run: RunPaths) -> None:
+    """Remove what a worker that was killed or failed began to write: it will not come back for it."""
+    for leftover in sorted(run.folder.rglob(f".*{durable.PARTIAL_SUFFIX}")):
+        if leftover.is_dir():
+            durable.remove_tree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def folder_for(paths: Paths, job: Job) -> Path:

@@ -51,7 +51,9 @@ def kill_each(range_: Range, points: Sequence[Point], tally: Tally, say: Say) ->
     strikes = [Strike(str(point), partial(kill, points=(point,))) for point in points]
     hits = carry_out(range_, strikes, tally, say)
     tally.kill_points += hits
-    assert hits >= (1 - MISSED_SHARE) * len(strikes) - 1, f"only {hits} of {len(strikes)} traps caught anything"
+    assert hits >= (1 - MISSED_SHARE) * len(strikes) - 1, (
+        f"only {hits} of {len(strikes)} traps caught anything"
+    )
 
 
 def kill_twice(range_: Range, first: Sequence[Point], tally: Tally, say: Say, seed: int = 0) -> None:
