@@ -114,9 +114,15 @@ def reason_it_cannot_run() -> str | None:
         return " and ".join(devices)
     known = Path("/proc/filesystems").read_text(encoding="ascii").split()
     for name in (*FILE_SYSTEMS, "fuse"):
-        if name not in known and subprocess.run(["modprobe", name], capture_output=True).returncode:
+        if name not in known and not _is_loadable(name):
             return f"{name} in the kernel"
     return None
+
+
+def _is_loadable(module: str) -> bool:
+    """Load a module of the kernel and tell whether that went well."""
+    modprobe = shutil.which("modprobe")
+    return modprobe is not None and subprocess.run([modprobe, module], capture_output=True).returncode == 0
 
 
 class PowerCuts:
