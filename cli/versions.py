@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cli.terminal import HERE, Base, Reason, console, open_base
+from cli.terminal import HERE, Base, Reason, console, number, open_base
 
 app = typer.Typer(
     help="The versions: without a command their list, with lineage and verdict; * marks the current one.",
@@ -35,7 +35,7 @@ def versions(context: typer.Context, base: Base = HERE) -> None:
             facts.parent or "base",
             Text(facts.input_name),
             str(facts.steps),
-            f"{_number(facts.held_out.before_loss)} → {_number(facts.held_out.after_loss)}",
+            f"{number(facts.held_out.before_loss)} → {number(facts.held_out.after_loss)}",
             facts.decision,
         )
     if not known:
@@ -71,7 +71,3 @@ def rollback(
     paths, _ = open_base(base)
     chosen = VersionStore(paths).rollback(to)
     console.print(f"Current is now {chosen.name}: {chosen.folder}", markup=False)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -30,6 +30,7 @@ from intake.formats import Record  # noqa: E402
 from intake.outputs import RecordFiles  # noqa: E402
 from intake.report import Limits, ReportCard  # noqa: E402
 from monitoring.events import (  # noqa: E402
+    BestCheckpoint,
     CheckpointEvent,
     Outcome,
     OutcomeEvent,
@@ -61,6 +62,8 @@ class Script:
     step_seconds: float = 0.0
     checkpoint_every: int = 0
     """0 makes one checkpoint, at the end."""
+    save_seconds: float = 0.0
+    """A checkpoint takes so long when a command asks for it."""
     crash_at: int | None = None
     """Dies before this step, by `signal` or else with exit code 7."""
     crash_times: int = 1
@@ -183,6 +186,7 @@ class StubRun:
         """Save and stop before `step` when a command has come."""
         if self._script.is_deaf or self._link.command is None:
             return
+        time.sleep(self._script.save_seconds)
         if step > 1 and not self._run.checkpoint(step - 1).exists():
             self._checkpoint(step - 1)
         raise Interrupted(self._link.command)
@@ -212,8 +216,9 @@ class StubRun:
             is_candidate=True,
         )
         checkpoints.seal(folder, facts)
-        self._link.emit(CheckpointEvent(step=step, path=str(folder), eval_loss=1 / step, is_best=True))
-        checkpoints.rotate(self._run.folder, 2)
+        best = BestCheckpoint(step=step, path=str(folder), eval_loss=1 / step)
+        self._link.emit(CheckpointEvent(step=step, path=str(folder), eval_loss=1 / step, best=best))
+        checkpoints.rotate(self._run.folder, 2, "eval_loss")
 
     def _step(self) -> int:
         last = checkpoints.newest(checkpoints.list_checkpoints(self._run.folder, verify=False))
@@ -224,7 +229,7 @@ class StubRun:
         if self._script.is_silent_liar:
             return None
         staging = self._versions.stage()
-        last = checkpoints.best(checkpoints.list_checkpoints(self._run.folder))
+        last = checkpoints.best(checkpoints.list_checkpoints(self._run.folder), "eval_loss")
         assert last is not None, "the last step makes a checkpoint"
         durable.copy_file(last.folder / ADAPTER, staging / ADAPTER)
         durable.write_json(staging / TRAINED, self._trained_ever(last.folder))

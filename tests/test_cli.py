@@ -18,6 +18,7 @@ import pytest
 from config import Paths, load_config
 from monitoring.daemon_lock import only_daemon
 from training.ledger.upkeep import ledger_differences
+from training.versions import VersionStore
 
 ROOT = Path(__file__).parent.parent
 RECORDS = [
@@ -106,6 +107,21 @@ def test_versions_shows_the_lineage_and_the_verdicts(lineage: Path) -> None:
     assert "v0001" in rows[1]
     assert "second.jsonl" in rows[1]
     assert [("*" in row) for row in rows].count(True) == 1
+
+
+def test_checkpoints_lists_scores_and_marks_the_best(lineage: Path) -> None:
+    listed = json.loads(trainbox(lineage, "checkpoints", "1", "--json").stdout)
+    steps = [entry["step"] for entry in listed["checkpoints"]]
+    assert steps == sorted(steps, reverse=True)
+    (best,) = [entry for entry in listed["checkpoints"] if entry["is_best"]]
+    stored = json.loads((Path(best["path"]) / "score.json").read_text())
+    assert best["score"] == stored["score"]
+    assert VersionStore(Paths(lineage)).get("v0001").facts.best_checkpoint == best["step"]
+    table = trainbox(lineage, "checkpoints", listed["job_id"]).stdout
+    assert [line for line in table.splitlines() if "*" in line and f" {best['step']}" in line]
+    unknown = trainbox(lineage, "checkpoints", "99")
+    assert unknown.returncode == 2
+    assert listed["job_id"] in unknown.stderr
 
 
 def test_rollback_and_promote_move_current(lineage: Path) -> None:

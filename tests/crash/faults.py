@@ -45,9 +45,7 @@ def fail_each(range_: Range, faults: Sequence[tuple[Point, str]], tally: Tally, 
     ]
     hits = carry_out(range_, strikes, tally, say)
     tally.faults += hits
-    assert hits >= (1 - MISSED_SHARE) * len(strikes) - 1, (
-        f"only {hits} of {len(strikes)} calls failed"
-    )
+    assert hits >= (1 - MISSED_SHARE) * len(strikes) - 1, f"only {hits} of {len(strikes)} calls failed"
 
 
 def fail(nursery: Nursery, point: Point, error: str) -> list[Violation]:

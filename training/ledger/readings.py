@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from config import Paths
 from errors import IntegrityError, UsageError
 from monitoring.events import (
+    BestCheckpoint,
     CheckpointEvent,
     EvaluatedEvent,
     Event,
@@ -79,7 +80,7 @@ class RunReader:
         self._steps: dict[int, _Step] = {}
         self._last_step: StepRow | None = None
         self._evaluations: dict[int, float] = {}
-        self._best_checkpoint: int | None = None
+        self._best: BestCheckpoint | None = None
         self._verdict: _Verdict | None = None
 
     def read(self) -> Iterator[MetricBatch]:
@@ -172,8 +173,8 @@ class RunReader:
                 self._add_step(step_row(self.job_id, event), event.seconds, batch)
             case EvaluatedEvent():
                 self._add_evaluation(event.step, event.eval_loss, batch)
-            case CheckpointEvent(is_best=True):
-                self._best_checkpoint = event.step
+            case CheckpointEvent():
+                self._best = event.best
             case PublishedEvent():
                 self._verdict = _Verdict(
                     event.decision, _text(event.reason), event.before_loss, event.after_loss
@@ -186,8 +187,8 @@ class RunReader:
         batch.cut(step)
         self._steps = {number: known for number, known in self._steps.items() if number <= step}
         self._evaluations = {number: loss for number, loss in self._evaluations.items() if number <= step}
-        if self._best_checkpoint is not None and self._best_checkpoint > step:
-            self._best_checkpoint = None
+        if self._best is not None and self._best.step > step:
+            self._best = None
         self._fill_gaps(batch, step)
 
     def _fill_gaps(self, batch: MetricBatch, up_to: int | None) -> None:
@@ -284,19 +285,14 @@ class RunReader:
         }
 
     def _best_numbers(self) -> dict[str, Any]:
-        best, patience = self._best_checkpoint, None
-        if self._evaluations:  # the lowest, the later of equals, as checkpoints are chosen
-            best = min(self._evaluations, key=lambda step: (self._evaluations[step], -step))
-            last_epoch, best_epoch = self._epoch(max(self._evaluations)), self._epoch(best)
-            if last_epoch is not None and best_epoch is not None:
-                patience = int(last_epoch - best_epoch)
+        best = self._best
         return {
-            "best_checkpoint_score": None,
-            "best_checkpoint_step": best,
-            "best_checkpoint_epoch": self._epoch(best),
-            "best_eval_loss": None if best is None else self._evaluations.get(best),
-            "best_checkpoint_path": None if best is None else self._checkpoint_path(best),
-            "epochs_without_improvement": patience,
+            "best_checkpoint_score": None if best is None else best.score,
+            "best_checkpoint_step": None if best is None else best.step,
+            "best_checkpoint_epoch": None if best is None else self._epoch(best.step),
+            "best_eval_loss": None if best is None else best.eval_loss,
+            "best_checkpoint_path": None if best is None else self._checkpoint_path(best.step),
+            "epochs_without_improvement": None if best is None else best.epochs_without_improvement,
         }
 
     def _epoch(self, step: int | None) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 
 import durable
 from monitoring.events import (
+    BestCheckpoint,
     CheckpointEvent,
     EvaluatedEvent,
     Event,
@@ -27,6 +28,7 @@ from training.ledger.sources import fingerprint
 from training.ledger.upkeep import read_run
 
 LATER = MORNING + timedelta(hours=1)
+BEST = BestCheckpoint(step=2, path="x", eval_loss=1.25, score=0.8, epochs_without_improvement=1)
 
 
 def evaluated(number: int, loss: float) -> EvaluatedEvent:
@@ -60,7 +62,7 @@ def test_a_completed_job_has_its_numbers(bench: Folder) -> None:
     )
     job = bench.job(
         *(1, HeartbeatEvent(at=MORNING), plan(4), step(1, 2.0), step(2, 1.5), evaluated(2, 1.25)),
-        *(CheckpointEvent(at=MORNING, step=2, path="x", eval_loss=1.25, is_best=True), step(3, 1.2)),
+        *(CheckpointEvent(at=MORNING, step=2, path="x", eval_loss=1.25, best=BEST), step(3, 1.2)),
         *(step(4, 0.5), evaluated(4, 1.75), published, OutcomeEvent(at=LATER, outcome="completed")),
         state="finished",
         outcome="completed",
@@ -83,6 +85,7 @@ def test_a_completed_job_has_its_numbers(bench: Folder) -> None:
     assert (row["loss"], row["final_loss"], row["train_perplexity"]) == (0.5, 0.5, math.exp(0.5))
     assert (row["eval_loss"], row["final_eval_loss"], row["perplexity"]) == (1.75, 1.5, math.exp(1.75))
     assert (row["best_eval_loss"], row["best_checkpoint_step"], row["best_checkpoint_epoch"]) == (1.25, 2, 1)
+    assert row["best_checkpoint_score"] == 0.8
     assert row["best_checkpoint_path"] == f"models/runs/{job.job_id}/checkpoint-2"
     assert (row["epochs_without_improvement"], row["loss_trend"]) == (1, "improving")
     assert (row["total_tokens_processed"], row["tokens_per_second"], row["samples_per_second"]) == (
@@ -134,7 +137,9 @@ def test_what_is_not_known_is_null(bench: Folder) -> None:
 
 def test_steps_done_again_after_a_crash_replace_the_first(bench: Folder) -> None:
     job = bench.job(1, plan(), *steps(range(1, 8)), evaluated(5, 1.0), evaluated(7, 0.5))
-    bench.say(job, plan(start_step=5), step(6, 9.0))
+    best = BestCheckpoint(step=5, path="x", eval_loss=1.0)
+    announced = CheckpointEvent(at=MORNING, step=5, path="x", eval_loss=1.0, best=best)
+    bench.say(job, plan(start_step=5), announced, step(6, 9.0))
     row, metrics = read_run(bench.paths, job.job_id)
     assert row is not None
     assert sorted(metrics) == [1, 2, 3, 4, 5, 6]
