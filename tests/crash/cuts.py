@@ -7,6 +7,7 @@ there: when the first process of the namespaces ends, however it ends, all of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -33,11 +34,12 @@ from tests.crash.strike import Range, Say, open_range
 from tests.crash.tally import Tally
 
 SHOWN_BY_CUTS = {
-    "no_file_fsync": ("ext4", r"fsync base/inbox"),
-    "no_folder_fsync": ("ext4", r"fsync base/inbox"),
-    "no_same_inode_check": ("btrfs", r"fsync base/inbox$"),
+    "no_file_fsync": ("ext4", r"fsync base/inbox\n"),
+    "no_folder_fsync": ("ext4", r"Moved current .*\n\Z"),
+    "no_same_inode_check": ("btrfs", r"fsync base/inbox\n"),
 }
-"""Planted bugs that no kill can show: the file system that shows them, and the cuts that are tried first."""
+"""Planted bugs that no kill can show: the file system that shows them, and which cuts are tried first, by
+their point and what had been said."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,8 @@ def run(say: Say, plan: Plan | None = None) -> Tally:
         command += ["--mount-proc", sys.executable, "-m", "tests.crash.cuts"]
         command += [json.dumps(asdict(plan or Plan())), folder]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+        with process, _killed_on_error(process):
             assert process.stdout is not None
             for line in process.stdout:
                 message = json.loads(line)
@@ -86,6 +87,16 @@ def run(say: Say, plan: Plan | None = None) -> Tally:
     if process.returncode != 0 or tally is None:
         raise RuntimeError(f"the power cuts ended with {process.returncode}")
     return tally
+
+
+@contextlib.contextmanager
+def _killed_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let nothing go on when nobody listens any more, for instance after a test's time ran out."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 def reason_it_cannot_run() -> str | None:
@@ -103,9 +114,15 @@ def reason_it_cannot_run() -> str | None:
         return " and ".join(devices)
     known = Path("/proc/filesystems").read_text(encoding="ascii").split()
     for name in (*FILE_SYSTEMS, "fuse"):
-        if name not in known and subprocess.run(["modprobe", name], capture_output=True).returncode:
+        if name not in known and not _is_loadable(name):
             return f"{name} in the kernel"
     return None
+
+
+def _is_loadable(module: str) -> bool:
+    """Load a module of the kernel and tell whether that went well."""
+    modprobe = shutil.which("modprobe")
+    return modprobe is not None and subprocess.run([modprobe, module], capture_output=True).returncode == 0
 
 
 class PowerCuts:
@@ -158,7 +175,7 @@ class PowerCuts:
         name, likely = SHOWN_BY_CUTS[bug]
         cuts = cuts_of_a_life(FILE_SYSTEMS[name], self._folder / bug, bug)
         self._draw(bug).shuffle(cuts)
-        return sorted(cuts, key=lambda cut: re.search(likely, cut.point) is None)
+        return sorted(cuts, key=lambda cut: re.search(likely, f"{cut.point}\n{cut.said}") is None)
 
     def _draw(self, what: str) -> random.Random:
         return random.Random(f"{self._plan.seed} {what}")
