@@ -243,6 +243,38 @@ def publish_folder(staging: Path, destination: Path) -> None:
     fsync_folder(destination.parent)
 
 
+def move_folder(source: Path, destination: Path) -> None:
+    """Move a whole folder to a free name on the same file system by one rename."""
+    rename_new(source, destination)
+    fsync_folder(destination.parent)
+    fsync_folder(source.parent)
+
+
+def copy_sealed(source: Path, staging: Path) -> None:
+    """Copy a sealed folder to `staging`, read the copy back and compare it with its manifest.
+
+    What an interrupted copy left there is removed first. Raises IntegrityError that names the damaged file
+    when `source` is not what was sealed. The caller publishes `staging`.
+    """
+    manifest = read_manifest(source)
+    if staging.exists():
+        remove_tree(staging)
+    make_folder(staging)
+    for name, expected in manifest["files"].items():
+        make_folder((staging / name).parent)
+        descriptor = os.open(source / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            sha256, _ = copy_hashed(descriptor, staging / name)
+        finally:
+            os.close(descriptor)
+        if sha256 != expected["sha256"]:
+            raise IntegrityError(f"{source / name}: its bytes differ from {MANIFEST}; the file is damaged")
+    copy_file(source / MANIFEST, staging / MANIFEST)
+    for folder in {(staging / name).parent for name in (*manifest["files"], MANIFEST)}:
+        fsync_folder(folder)
+    verify_folder(staging)
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all it holds; links inside are removed, not followed.
 
