@@ -61,7 +61,7 @@ class Protection:
             return f"{name} is one of the last {LAST_VERSIONS} versions, which stay; wait for newer ones"
         if self.best is not None and name == self.best.name:
             return f"{name} has the lowest held-out loss of all promoted versions, and the best one stays"
-        return self._reference_to(version) or self._youth_of(version)
+        return self._reference_to(version) or self.youth_of(version)
 
     def _reference_to(self, version: Version) -> str | None:
         name = version.name
@@ -80,7 +80,8 @@ class Protection:
             return f"job {version.facts.job_id}, which made {name}, is not filed away yet; run the daemon"
         return None
 
-    def _youth_of(self, version: Version) -> str | None:
+    def youth_of(self, version: Version) -> str | None:
+        """Return why a version made within a day stays; None when it is older or lies elsewhere too."""
         if self._now() - version.facts.created_at >= YOUNG or self._has_copy(version):
             return None
         return (
