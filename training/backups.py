@@ -189,21 +189,15 @@ class Backups:
 
     def _sound_copy(self, name: str) -> Path:
         """Return a copy of a version whose every byte is right."""
-        found = []
-        for place in (self._paths.backups, self.root):
-            if place is None or not (place / name).is_dir():
-                continue
-            examined = _examine(place / name)
-            if not examined.damage:
-                return place / name
-            found += examined.damage
-        raise UsageError(
-            f"no sound copy of {name} to restore: "
-            + (
-                "; ".join(found)
-                or f"none in {self._paths.backups}" + (f" or {self.root}" if self.root else "")
-            )
-        )
+        places = [self._paths.backups, *([self.root] if self.root is not None else [])]
+        found: list[str] = []
+        for copy in (place / name for place in places if (place / name).is_dir()):
+            damage = _examine(copy).damage
+            if not damage:
+                return copy
+            found += damage
+        what = "; ".join(found) or f"none in {' or '.join(map(str, places))}"
+        raise UsageError(f"{name} cannot be restored, no sound copy of it was found: {what}")
 
     def _staging(self, name: str) -> Path:
         # Not the name of a version in the making: a worker that publishes removes those.

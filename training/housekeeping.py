@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from config import Config, Paths
-from errors import TrainboxError
+from errors import IntegrityError, TrainboxError
 from training.backups import Backups, housekeeping
 from training.retention import Retention
 from training.versions import VersionStore
@@ -105,11 +105,17 @@ class Housekeeper:
         store = VersionStore(self._paths)
         backups = Backups(self._paths, store, self._config.backup)
         retention = Retention(self._paths, store, backups, self._config.retention.max_bytes)
+        damaged: list[str] = []
         try:
             for version in backups.missing():
                 if self._is_stopping.is_set():
                     return
-                backups.back_up(version)
+                try:
+                    backups.back_up(version)
+                except IntegrityError as error:
+                    damaged.append(str(error))
+            if damaged:
+                raise IntegrityError("; ".join(damaged))
         finally:
             # A second disk that is away is no reason to fill the first.
             retention.carry_out()

@@ -39,6 +39,5 @@ def test_a_gguf_file_answers_as_the_version(
         version, "gguf", tmp_path / "out", precision
     )
     assert (export.format, export.obstacle, export.likeness.is_close) == ("gguf", None, True)
-    print(export.likeness)
     durable.verify_folder(export.folder)
     assert [path.name for path in export.folder.glob("*.gguf")] == [f"v0001-{precision}.gguf"]
