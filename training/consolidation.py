@@ -107,9 +107,7 @@ class Consolidation:
         logger.info("Merged %s: %s", source.name, likeness)
         if not likeness.is_close:
             durable.remove_tree(staging)
-            raise IntegrityError(
-                f"{source.name} merged is not {source.name}: {likeness}; nothing was changed"
-            )
+            raise IntegrityError(f"{source.name} merged answers otherwise: {likeness}; nothing was changed")
         before = None if source.facts.consolidated is None else read_full_model(base)
         facts = FullModelFacts(
             name=folder.name,

@@ -12,6 +12,7 @@ import pytest
 
 import durable
 from config import Paths
+from tests.conftest import Workshop, chats
 from training.version_facts import HeldOutResult, RecordCounts, VersionFacts
 from training.versions import Version, VersionStore
 
@@ -67,9 +68,25 @@ def shelf_of_six(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shelf(shelf_of_six: Path, tmp_path: Path) -> Shelf:
-    """Six versions: each continues the one before but for v0002 and v0003, which were held; v0006 is current."""
+    """Six versions: v0002, v0003 and v0004 continue v0001, the first two were held; v0006 is current."""
     shutil.copytree(shelf_of_six, tmp_path / "base", symlinks=True)
     return Shelf(Paths(tmp_path / "base"))
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The base folder that `learned` is a copy of."""
+    workshop = Workshop(tmp_path_factory.mktemp("learned") / "base", tiny_model)
+    outcome, _ = workshop.carry_out(workshop.job(chats(48), "train.num_train_epochs=4"))
+    VersionStore(workshop.paths).promote(str(outcome.version), "promoted by the test")
+    return workshop.paths.base
+
+
+@pytest.fixture
+def learned(trained_once: Path, tiny_model: Path, tmp_path: Path) -> Workshop:
+    """A base folder with one version of the tiny model, which is current."""
+    shutil.copytree(trained_once, tmp_path / "learned", symlinks=True)
+    return Workshop(tmp_path / "learned", tiny_model)
 
 
 def flip(path: Path, position: int = 3) -> None:

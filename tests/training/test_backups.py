@@ -77,7 +77,7 @@ def test_the_copy_of_another_base_folder_is_not_overwritten(shelf: Any, root: Pa
     other = type(shelf)(type(shelf.paths)(tmp_path / "other"))
     stranger = backups_of(other, root).back_up(other.add(tokens=1))
     before = contents(stranger)
-    with pytest.raises(UsageError, match="a backup.root of its own"):
+    with pytest.raises(UsageError, match=r"a backup\.root of its own"):
         backups_of(shelf, root).back_up(shelf.store.get(1))
     assert contents(stranger) == before
 

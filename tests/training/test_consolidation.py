@@ -41,14 +41,13 @@ def trained(workshop: Any, records: list[dict[str, Any]], *settings: str) -> Ver
 
 
 def test_the_next_file_continues_from_the_merged_base_with_all_that_was_learned(
-    workshop: Any, make_chats: Records
+    learned: Any, make_chats: Records
 ) -> None:
-    records = make_chats(48)
-    first = trained(workshop, records)
-    merged = Consolidation(workshop.paths, config_of(workshop, "train.lora_r=4")).carry_out()
+    first = VersionStore(learned.paths).get("v0001")
+    merged = Consolidation(learned.paths, config_of(learned, "train.lora_r=4")).carry_out()
     assert (merged.name, merged.facts.parent, merged.facts.kind) == ("v0002", "v0001", "consolidation")
-    assert VersionStore(workshop.paths).current() == merged
-    second = trained(workshop, records)
+    assert VersionStore(learned.paths).current() == merged
+    second = trained(learned, make_chats(48))
     assert (second.facts.parent, second.facts.consolidated) == ("v0002", "v0001")
     assert second.facts.base_sha256 == merged.facts.base_sha256 != first.facts.base_sha256
     # The same records are held out again, since they were once.
@@ -57,19 +56,18 @@ def test_the_next_file_continues_from_the_merged_base_with_all_that_was_learned(
     assert learned is not None and learned < (first.facts.held_out.before_loss or 0) - 0.5
 
 
-def test_consolidating_again_changes_nothing(workshop: Any, make_chats: Records) -> None:
-    trained(workshop, make_chats(24))
-    merged = Consolidation(workshop.paths, config_of(workshop)).carry_out()
-    assert Consolidation(workshop.paths, config_of(workshop)).carry_out() == merged
-    assert len(VersionStore(workshop.paths).list()) == 2
+def test_consolidating_again_changes_nothing(learned: Any, make_chats: Records) -> None:
+    merged = Consolidation(learned.paths, config_of(learned)).carry_out()
+    assert Consolidation(learned.paths, config_of(learned)).carry_out() == merged
+    assert len(VersionStore(learned.paths).list()) == 2
 
 
 def test_the_full_model_says_where_it_comes_from_and_the_version_before_is_backed_up(
-    workshop: Any, make_chats: Records
+    learned: Any, make_chats: Records
 ) -> None:
-    first = trained(workshop, make_chats(24))
-    merged = Consolidation(workshop.paths, config_of(workshop)).carry_out()
-    folder = workshop.paths.consolidated / "v0001"
+    first = VersionStore(learned.paths).get("v0001")
+    merged = Consolidation(learned.paths, config_of(learned)).carry_out()
+    folder = learned.paths.consolidated / "v0001"
     assert merged.facts.base_model == str(folder)
     durable.verify_folder(folder)
     facts = read_full_model(folder)
@@ -77,98 +75,91 @@ def test_the_full_model_says_where_it_comes_from_and_the_version_before_is_backe
     assert facts.source_manifest_sha256 == first.manifest_sha256
     assert facts.origin_sha256 == facts.base_sha256 == first.facts.base_sha256
     assert facts.likeness.is_close and facts.likeness.same_answers == facts.likeness.prompts == 10
-    assert durable.is_sealed(workshop.paths.backups / "v0001")
+    assert durable.is_sealed(learned.paths.backups / "v0001")
 
 
 def test_a_second_consolidation_merges_what_was_learned_on_the_first(
-    workshop: Any, make_chats: Records
+    learned: Any, make_chats: Records
 ) -> None:
-    trained(workshop, make_chats(24))
-    Consolidation(workshop.paths, config_of(workshop)).carry_out()
-    trained(workshop, make_chats(24, seed=1))
-    merged = Consolidation(workshop.paths, config_of(workshop)).carry_out()
+    Consolidation(learned.paths, config_of(learned)).carry_out()
+    trained(learned, make_chats(24, seed=1))
+    merged = Consolidation(learned.paths, config_of(learned)).carry_out()
     assert (merged.name, merged.facts.consolidated) == ("v0004", "v0003")
-    facts = read_full_model(workshop.paths.consolidated / "v0003")
+    facts = read_full_model(learned.paths.consolidated / "v0003")
     assert facts.lineage == ("v0003", "v0002", "v0001")
     assert facts.base_sha256 != facts.origin_sha256
-    assert facts.origin == str(workshop.model)
+    assert facts.origin == str(learned.model)
 
 
 def test_a_consolidated_version_answers_as_the_one_before_and_rolls_back_to_it(
-    workshop: Any, make_chats: Records
+    learned: Any, make_chats: Records
 ) -> None:
-    trained(workshop, make_chats(24))
-    config = config_of(workshop, "evaluation.max_new_tokens=8")
-    Consolidation(workshop.paths, config).carry_out()
+    config = config_of(learned, "evaluation.max_new_tokens=8")
+    Consolidation(learned.paths, config).carry_out()
 
     def answer(which: str) -> str:
-        generator = load_generator(workshop.paths, config, which)
+        generator = load_generator(learned.paths, config, which)
         return generator.generate([[{"role": "user", "content": "red"}]])[0].text
 
     assert answer("current") == answer("v0002") == answer("v0001") != answer("base")
-    assert VersionStore(workshop.paths).rollback().name == "v0001"
-    assert Consolidation(workshop.paths, config).carry_out().name == "v0002"
+    assert VersionStore(learned.paths).rollback().name == "v0001"
+    assert Consolidation(learned.paths, config).carry_out().name == "v0002"
 
 
-def test_a_run_that_has_begun_is_let_finish_first(workshop: Any, make_chats: Records) -> None:
-    trained(workshop, make_chats(24))
-    job = workshop.job(make_chats(40, seed=1), "train.per_device_train_batch_size=2")
-    workshop.carry_out(job, command="pause", at_step=3)
+def test_a_run_that_has_begun_is_let_finish_first(learned: Any, make_chats: Records) -> None:
+    job = learned.job(make_chats(40, seed=1), "train.per_device_train_batch_size=2")
+    learned.carry_out(job, command="pause", at_step=3)
     with pytest.raises(UsageError, match=f"{job}.* has begun .*trainbox skip"):
-        Consolidation(workshop.paths, config_of(workshop)).carry_out()
-    workshop.carry_out(job)
-    assert Consolidation(workshop.paths, config_of(workshop)).carry_out().name == "v0003"
+        Consolidation(learned.paths, config_of(learned)).carry_out()
+    learned.carry_out(job)
+    assert Consolidation(learned.paths, config_of(learned)).carry_out().name == "v0003"
 
 
-def test_while_a_worker_trains_nothing_is_merged(workshop: Any, make_chats: Records) -> None:
-    trained(workshop, make_chats(24))
-    held = filelock.FileLock(workshop.paths.worker_lock, thread_local=False)
+def test_while_a_worker_trains_nothing_is_merged(learned: Any, make_chats: Records) -> None:
+    held = filelock.FileLock(learned.paths.worker_lock, thread_local=False)
     with held, pytest.raises(EnvironmentNotReady, match="a job is being trained"):
-        Consolidation(workshop.paths, config_of(workshop)).carry_out()
-    assert not workshop.paths.consolidated.exists()
+        Consolidation(learned.paths, config_of(learned)).carry_out()
+    assert not learned.paths.consolidated.exists()
 
 
 def test_a_full_model_of_another_base_is_not_trained_on(
-    workshop: Any, make_chats: Records, tmp_path: Path
+    learned: Any, make_chats: Records, tmp_path: Path
 ) -> None:
-    trained(workshop, make_chats(24))
-    Consolidation(workshop.paths, config_of(workshop)).carry_out()
+    Consolidation(learned.paths, config_of(learned)).carry_out()
     moved = tmp_path / "the same base elsewhere"
-    shutil.copytree(workshop.model, moved)
-    load_generator(workshop.paths, config_of(workshop, f"model.base={moved}"), "current")
+    shutil.copytree(learned.model, moved)
+    load_generator(learned.paths, config_of(learned, f"model.base={moved}"), "current")
     weights = bytearray((moved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (moved / "model.safetensors").write_bytes(weights)
     with pytest.raises(IntegrityError, match="stands on a full model that was made from"):
-        load_generator(workshop.paths, config_of(workshop, f"model.base={moved}"), "current")
+        load_generator(learned.paths, config_of(learned, f"model.base={moved}"), "current")
 
 
 def test_a_damaged_full_model_is_not_trained_on_and_restored_from_the_second_root(
-    workshop: Any, make_chats: Records, tmp_path: Path, flip_byte: Callable[..., None]
+    learned: Any, make_chats: Records, tmp_path: Path, flip_byte: Callable[..., None]
 ) -> None:
     root = tmp_path / "second disk"
     root.mkdir()
-    config = config_of(workshop, f"backup.root={root}")
-    trained(workshop, make_chats(24))
-    merged = Consolidation(workshop.paths, config).carry_out()
-    backups = Backups(workshop.paths, VersionStore(workshop.paths), config.backup)
+    config = config_of(learned, f"backup.root={root}")
+    merged = Consolidation(learned.paths, config).carry_out()
+    backups = Backups(learned.paths, VersionStore(learned.paths), config.backup)
     backups.back_up(merged)
-    flip_byte(workshop.paths.consolidated / "v0001" / "model.safetensors", 5000)
+    flip_byte(learned.paths.consolidated / "v0001" / "model.safetensors", 5000)
     with pytest.raises(IntegrityError, match="trainbox versions restore v0002"):
-        load_generator(workshop.paths, config, "current")
+        load_generator(learned.paths, config, "current")
     backups.restore("v0002")
-    load_generator(workshop.paths, config, "current")
+    load_generator(learned.paths, config, "current")
 
 
 def test_a_merge_that_answers_otherwise_is_thrown_away(
-    workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+    learned: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(workshop, make_chats(24))
     monkeypatch.setitem(TOLERANCE, "float16", 0.0)
     with pytest.raises(IntegrityError, match="merged answers otherwise"):
-        Consolidation(workshop.paths, config_of(workshop), "float16").carry_out()
-    assert list(workshop.paths.consolidated.iterdir()) == []
-    assert VersionStore(workshop.paths).get("current").name == "v0001"
+        Consolidation(learned.paths, config_of(learned), "float16").carry_out()
+    assert list(learned.paths.consolidated.iterdir()) == []
+    assert VersionStore(learned.paths).get("current").name == "v0001"
 
 
 def consolidate_until(base: Path, settings: list[str], fatal: int) -> None:
@@ -191,16 +182,15 @@ def consolidate_until(base: Path, settings: list[str], fatal: int) -> None:
 
 
 def test_killed_before_any_of_its_renames_the_old_model_trains_and_consolidating_again_finishes(
-    workshop: Any, make_chats: Records, tmp_path_factory: pytest.TempPathFactory
+    learned: Any, make_chats: Records, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    trained(workshop, make_chats(24))
-    settings = [f"model.base={workshop.model}", "model.precision=float32", "train.threads=1"]
+    settings = [f"model.base={learned.model}", "model.precision=float32", "train.threads=1"]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.consolidation"])
     stages: list[str] = []
     for fatal in itertools.count(1):
-        killed = type(workshop)(tmp_path_factory.mktemp("killed") / "base", workshop.model)
-        shutil.copytree(workshop.paths.base, killed.paths.base, symlinks=True, dirs_exist_ok=True)
+        killed = type(learned)(tmp_path_factory.mktemp("killed") / "base", learned.model)
+        shutil.copytree(learned.paths.base, killed.paths.base, symlinks=True, dirs_exist_ok=True)
         process = context.Process(target=consolidate_until, args=(killed.paths.base, settings, fatal))
         process.start()
         process.join()
@@ -209,11 +199,9 @@ def test_killed_before_any_of_its_renames_the_old_model_trains_and_consolidating
         assert process.exitcode == -signal.SIGKILL
         stages.append(stage_of(killed))
         if stages[-1] not in stages[:-1]:
-            job = killed.job(make_chats(8, seed=2))
-            parent = "v0002" if stages[-1] == "switched" else "v0001"
-            assert killed.carry_out(job)[0].outcome == "completed"
-            assert VersionStore(killed.paths).version_of_job(job).facts.parent == parent
-            shutil.rmtree(killed.paths.versions / VersionStore(killed.paths).version_of_job(job).name)
+            trains_on = type(learned)(tmp_path_factory.mktemp("old-model") / "base", learned.model)
+            shutil.copytree(killed.paths.base, trains_on.paths.base, symlinks=True, dirs_exist_ok=True)
+            assert trained(trains_on, make_chats(8, seed=2)).facts.parent == "v0001"
         merged = Consolidation(killed.paths, load_config(killed.paths.base, settings)).carry_out()
         assert merged.facts.parent == "v0001"
         assert VersionStore(killed.paths).current() == merged
