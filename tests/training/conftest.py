@@ -25,7 +25,7 @@ class Shelf:
         self.paths.create()
         self.store = VersionStore(paths)
 
-    def add(self, **changes: Any) -> Version:
+    def add(self, adapter: Path | None = None, **changes: Any) -> Version:
         """Publish the next version: old, promoted, trained from the base unless `changes` say otherwise."""
         number = len(self.store.list()) + 1
         facts = VersionFacts(
@@ -47,7 +47,10 @@ class Shelf:
             decision_reason="better",
         )
         staging = self.store.stage()
-        durable.write_bytes(staging / "adapter_model.safetensors", f"weights of version {number}".encode())
+        if adapter is None:
+            durable.write_bytes(staging / "adapter_model.safetensors", f"weights of v{number}".encode())
+        else:
+            shutil.copytree(adapter, staging, dirs_exist_ok=True)
         durable.make_folder(staging / "training_state")
         durable.write_bytes(staging / "training_state" / "optimizer.pt", bytes(1000))
         return self.store.publish(staging, facts.model_copy(update=changes))
@@ -87,6 +90,16 @@ def learned(trained_once: Path, tiny_model: Path, tmp_path: Path) -> Workshop:
     """A base folder with one version of the tiny model, which is current."""
     shutil.copytree(trained_once, tmp_path / "learned", symlinks=True)
     return Workshop(tmp_path / "learned", tiny_model)
+
+
+@pytest.fixture
+def make_version(tmp_path: Path) -> Callable[..., Version]:
+    """Publish a folder of adapter files as a version."""
+
+    def make(adapter: Path, **facts: Any) -> Version:
+        return Shelf(Paths(tmp_path)).add(adapter, **facts)
+
+    return make
 
 
 def flip(path: Path, position: int = 3) -> None:
