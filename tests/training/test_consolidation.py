@@ -175,8 +175,8 @@ def consolidate_until(base: Path, settings: list[str], fatal: int) -> None:
         return call
 
     durable.rename_new = deadly(durable.rename_new)
-    os.replace = deadly(os.replace)  # type: ignore[assignment]
-    os.rename = deadly(os.rename)  # type: ignore[assignment]
+    os.replace = deadly(os.replace)
+    os.rename = deadly(os.rename)
     torch.set_num_threads(1)
     Consolidation(Paths(base), load_config(base, settings)).carry_out()
 
