@@ -126,6 +126,12 @@ class TrainConfig(Section):
     """Evaluate and checkpoint every N steps, at least four times a run, and at its end."""
     save_total_limit: Annotated[int, Field(ge=2)] = 3
     """Checkpoints kept in a run; the best and the last are always among them."""
+    early_stopping_patience: Annotated[int, Field(ge=0)] = 0
+    """Evaluations in a row without improvement after which a run ends early; 0 means never."""
+    early_stopping_threshold: NonNegativeFloat = 0.01
+    """By how much a value must fall to count as an improvement."""
+    early_stopping_metric: Literal["score", "eval_loss"] = "eval_loss"
+    """What has to improve."""
     seed: int = 42
     """Seed of the order, the dropout, a new adapter and the held-out choice."""
     preference_loss: Literal["dpo", "orpo"] = "dpo"
@@ -147,6 +153,21 @@ class EvaluationConfig(Section):
     """Wall-clock limit of one batch of answers."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Held-out prompts answered at each evaluation and shown live."""
+
+
+class ScoringConfig(Section):
+    """Which checkpoint of a run is best; lower scores are better."""
+
+    selection: Literal["score", "robust", "eval_loss"] = "score"
+    """``score``: the lowest; ``robust``: it without what misleads it; ``eval_loss``: the lowest loss."""
+    eval_loss_weight: NonNegativeFloat = 0.5
+    """How much the held-out loss counts."""
+    gap_weight: NonNegativeFloat = 0.3
+    """How much its distance from the training loss counts, as a share of it."""
+    perplexity_weight: NonNegativeFloat = 0.1
+    """How much the perplexity counts, as a share of 20."""
+    improvement_weight: NonNegativeFloat = 0.1
+    """What is taken off when a held-out loss beats the one before."""
 
 
 class PromotionConfig(Section):
@@ -197,8 +218,10 @@ class BackupConfig(Section):
 class LedgerConfig(Section):
     """The index of jobs and metrics."""
 
-    url: str = ""
-    """An SQLAlchemy URL, for instance of PostgreSQL; empty means SQLite in status/ledger.db."""
+    url: Annotated[str, Field(pattern=r"^($|sqlite:///|postgresql\+psycopg://)")] = ""
+    """SQLAlchemy URL of a database that holds this base folder alone; empty means SQLite in status/ledger.db.
+
+    It is stored with each run: a password belongs into ~/.pgpass."""
 
 
 class MonitoringConfig(Section):
@@ -206,6 +229,10 @@ class MonitoringConfig(Section):
 
     status_seconds: PositiveFloat = 2.0
     """Longest time between two writes of status/training_status.json."""
+    sample_steps: Annotated[int, Field(ge=0)] = 10
+    """Look closely (entropy, every adapted layer) at each N-th step; 0 means never."""
+    max_overhead: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Largest share of the training time for that; beyond it the looks come further apart."""
 
 
 class LoggingConfig(Section):
@@ -231,6 +258,7 @@ class Config(BaseSettings):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    scoring: ScoringConfig = ScoringConfig()
     promotion: PromotionConfig = PromotionConfig()
     worker: WorkerConfig = WorkerConfig()
     disk: DiskConfig = DiskConfig()
@@ -507,6 +535,11 @@ class Paths:
     def consolidated(self) -> Path:
         """Full models: a base with an adapter merged into it."""
         return self.models / "consolidated"
+
+    @property
+    def memory_findings(self) -> Path:
+        """How many records at once the GPU's memory held."""
+        return self.models / "memory_findings.json"
 
     @property
     def ledger(self) -> Path:

@@ -21,20 +21,25 @@ from types import FrameType
 
 import durable
 from config import Config, Paths, load_config
-from errors import TrainboxError, UsageError
+from errors import EnvironmentNotReady, TrainboxError, UsageError
 from intake.inbox import Inbox
 from intake.watch import Bell, Watch
 from monitoring.daemon_lock import only_daemon
 from monitoring.daemon_log import start_logging
-from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, now
+from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, encode_event, now
+from monitoring.hardware import HardwareMonitor
+from monitoring.observation import Thresholds
 from monitoring.systemd import Notifier
 from monitoring.training_status import QueueStatus, StatusWriter
 from training.claims import Claims, SetAside
 from training.control import Control
+from training.disk_space import NOTHING, forecast, shortage
 from training.filing import file_away
 from training.housekeeping import Housekeeper
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
+from training.ledger.keeper import LedgerKeeper
+from training.run_logs import drop_old_logs
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
 
@@ -47,8 +52,10 @@ CLAIM_SECONDS = 1.0
 """Files are claimed for so long at a stretch, then commands and the running job are looked after."""
 SCAN_GAP_SECONDS = 0.1
 """However many events come, the inbox is not scanned more often."""
-EXTEND_STOP_SECONDS = 10
-"""While the worker saves, systemd is asked again and again for so much more time."""
+DISK_LOOK_SECONDS = 5.0
+"""Time between two looks at the free space while a job runs."""
+EXTEND_STOP_SECONDS = 30
+"""While the worker saves, systemd is asked again and again for so much more time; it must exit in it, too."""
 SHOWN_NAMES = 20
 
 
@@ -76,13 +83,15 @@ class Daemon:
         self._store = JobStore(paths)
         self._versions = VersionStore(paths)
         self._inbox = Inbox(paths, config.inbox, clock)
-        self._claims = Claims(paths, self._store, config)
+        self._claims = Claims(paths, self._store, config, self._tell_systemd)
         self._control = Control(paths)
         self._runner = Runner(paths, config.worker, worker_command, clock)
         self._status = StatusWriter(
             paths.status_file,
             config.monitoring.status_seconds,
             clock,
+            hardware=HardwareMonitor(paths.base),
+            limits=Thresholds(disk_free_bytes=config.disk.min_free_bytes),
             state="starting",
             max_output_tokens=config.evaluation.max_new_tokens,
             context_window=config.data.max_length,
@@ -91,7 +100,8 @@ class Daemon:
         self._watch = Watch(paths, self._bell)
         self._housekeeper = Housekeeper(paths, config, on_rest=self._bell.ring)
 
-        self._queue = JobQueue(self._store)
+        self._ledger = LedgerKeeper(paths, config.ledger)
+        self._queue = JobQueue(self._store, self._ledger.note)
         self._running: Job | None = None
         self._runs = 0
         self._scan_at = clock()
@@ -99,6 +109,8 @@ class Daemon:
         self._claim_trouble: str | None = None
         self._retry_at: float | None = None
         self._retry_seconds = retry_seconds
+        self._disk_look_at = clock()
+        self._shortage: str | None = None
         self._said = ""
         self._signals = 0
         self._is_stop_asked = False
@@ -124,6 +136,7 @@ class Daemon:
             if job.state == "running":
                 logger.info("Found job %s interrupted at step %s; it goes on", job.job_id, job.step or 0)
                 self._queue.save(changed(job, state="queued"))
+        self._ledger.start()
         self._watch.start()
         self._housekeeper.start()
         self._notifier.send("READY=1")
@@ -150,9 +163,10 @@ class Daemon:
         self._watch.stop()
         self._housekeeper.stop()
         self._runner.release()
+        self._ledger.stop()
         self._status.acknowledge()
         self._tell_rest()
-        self._status.update(state="stopped")
+        self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
         logger.info("Stopped")
 
     # What a person wants
@@ -172,7 +186,7 @@ class Daemon:
             return "skip"
         if self._is_ending():
             return "stop"
-        return "pause" if self._control.pause else None
+        return "pause" if self._control.pause or self._shortage else None
 
     def _obey(self) -> None:
         was_paused = self._control.pause is not None
@@ -211,9 +225,18 @@ class Daemon:
         self._obey()
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
-        self._status.beat()
+        if self._running is not None and self._clock() >= self._disk_look_at:
+            self._look_at_disk()
+        self._status.update(ledger_trouble=self._ledger.trouble)
+        self._tell_alerts()
         self._tell_systemd()
         return self._wish()
+
+    def _look_at_disk(self) -> None:
+        """Have the running worker save and end while there is still the reserve to save into."""
+        self._disk_look_at = self._clock() + min(DISK_LOOK_SECONDS, self._first_retry_seconds)
+        if self._shortage is None:
+            self._tell_shortage(shortage(self._paths.runs, NOTHING, self._config.disk.min_free_bytes))
 
     def _claim_settled_files(self) -> None:
         """Look through the inbox and make jobs of what is complete; what fails now is tried again later."""
@@ -223,15 +246,18 @@ class Daemon:
         for candidate in candidates:
             try:
                 claimed = self._claims.claim(candidate)
-            except OSError as error:
+            except (OSError, EnvironmentNotReady) as error:
                 trouble = f"cannot take inbox/{candidate.name}: {error}"
                 continue
             if claimed is not None and not isinstance(claimed, SetAside):
                 self._queue.add(claimed)
             if self._clock() - started_at > CLAIM_SECONDS:
                 break
-        if trouble is not None and trouble != self._claim_trouble:
+        if trouble is not None and self._claim_trouble is None:
             logger.warning("Could not claim: %s", trouble)
+        elif trouble is None and self._claim_trouble is not None:
+            logger.info("Files can be claimed again")
+            self._status.update(message=None)
         self._claim_trouble = trouble
         self._is_inbox_quiet = not candidates and not self._inbox.settling()
         is_more_to_do = bool(candidates) and trouble is None
@@ -245,7 +271,8 @@ class Daemon:
         self._tell_rest()
         is_job_expected = bool(self._queue) or self._inbox.settling()
         self._runner.keep_ready(is_job_expected and not is_waiting and self._control.pause is None)
-        wake_at = min([self._scan_at] + ([self._retry_at] if self._retry_at is not None else []))
+        ping_at = self._clock() + self._notifier.ping_seconds
+        wake_at = min([self._scan_at, ping_at] + ([self._retry_at] if self._retry_at is not None else []))
         if self._bell.wait(wake_at - self._clock()):
             self._scan_at = min(self._scan_at, self._clock() + SCAN_GAP_SECONDS)
 
@@ -288,8 +315,11 @@ class Daemon:
             return self._queue.save(ended(job, OutcomeEvent(outcome="completed", version=version)))
         if job.attempts > self._config.worker.max_restarts:
             return self._queue.save(given_up(job))
+        if not self._has_room_for(job):
+            return job
         self._running = self._queue.save(begun(job))
         self._runs += 1
+        drop_old_logs(self._paths, self._config.retention.run_logs, job.number)
         self._status.begin_run(
             state="starting",
             status="training",
@@ -300,21 +330,43 @@ class Daemon:
         outcome = self._runner.run(job.job_id, self._on_event, self._beat)
         return self._conclude(self._running, outcome)
 
+    def _has_room_for(self, job: Job) -> bool:
+        """Tell whether the run of `job` fits on the disk; if not, look again soon: it goes on by itself."""
+        need = forecast(self._paths, job)
+        self._tell_shortage(shortage(self._paths.runs, need, self._config.disk.min_free_bytes))
+        if self._shortage is None:
+            return True
+        self._retry_at = self._clock() + self._first_retry_seconds
+        self._status.update(state="waiting", status="idle", message=self._shortage)
+        return False
+
+    def _tell_shortage(self, found: str | None) -> None:
+        if found is not None and self._shortage is None:
+            logger.warning("Waiting for room: %s", found)
+        elif found is None and self._shortage is not None:
+            logger.info("There is room on the disk again")
+        self._shortage = found
+
     def _on_event(self, line: bytes, event: Event) -> None:
         """Keep what the worker said, and show it."""
         job = self._running
         assert job is not None, "events come only while a job runs"
-        try:
-            durable.append_line(self._store.run(job).events, line)
-        except OSError as error:
-            logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        self._keep_event(job, line)
+        self._ledger.note(job)
         if isinstance(event, PlanEvent):
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
+        self._tell_alerts()
         if isinstance(event, NoteEvent):
             logger.info("Job %s: %s", job.job_id, event.message)
         if isinstance(event, CheckpointEvent) and event.step > (job.step or 0):
             self._running = self._queue.save(advanced(job, event.step))
+
+    def _keep_event(self, job: Job, line: bytes) -> None:
+        try:
+            durable.append_line(self._store.run(job).events, line)
+        except OSError as error:
+            logger.warning("Lost an event of job %s: %s", job.job_id, error)
 
     def _conclude(self, job: Job, outcome: OutcomeEvent) -> Job:
         """Record what the end of the worker makes of its job, and answer the command that ended it."""
@@ -380,6 +432,8 @@ class Daemon:
             self._status.update(state="paused", status="paused")
         elif self._retry_at is not None:
             self._status.update(state="waiting", status="idle")
+        elif self._claim_trouble is not None:
+            self._status.update(state="waiting", status="idle", message=self._claim_trouble)
         else:
             self._status.update(state="idle", status=ending if ending in ("completed", "crashed") else "idle")
 
@@ -393,6 +447,16 @@ class Daemon:
             self._notifier.send(f"STATUS={said}")
         if self._is_ending():
             self._notifier.send(f"EXTEND_TIMEOUT_USEC={EXTEND_STOP_SECONDS * 1_000_000}")
+
+    def _tell_alerts(self) -> None:
+        """Log what alarms and what no longer does, and keep it with the run it concerns."""
+        for alert in self._status.take_alerts():
+            level = logging.WARNING if alert.kind == "raised" else logging.INFO
+            logger.log(
+                level, "Alert %s %s: %s. %s", alert.category, alert.kind, alert.message, alert.recommendation
+            )
+            if self._running is not None:
+                self._keep_event(self._running, encode_event(alert))
 
     def _tell_crash(self, job: Job) -> None:
         self._status.update(status="crashed", error_type=job.failure_kind, error_message=job.message)

@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +89,18 @@ def make_folder(folder: Path) -> None:
         fsync_folder(parent.parent)
 
 
-def copy_hashed(source: int, destination: Path) -> tuple[str, int]:
+def copy_hashed(
+    source: int, destination: Path, on_progress: Callable[[], None] = lambda: None
+) -> tuple[str, int]:
     """Copy an open file descriptor from its start to the new file `destination`, synced.
 
-    Returns the sha256 in hex and the size in bytes of what was copied.
+    Returns the sha256 in hex and the size in bytes of the copy; `on_progress` is called for each chunk.
     """
     digest = hashlib.sha256()
     size = 0
     with open(destination, "xb", buffering=0) as file:
         while chunk := os.pread(source, COPY_CHUNK_BYTES, size):
+            on_progress()
             digest.update(chunk)
             size += len(chunk)
             view = memoryview(chunk)

@@ -82,11 +82,11 @@ def measure(base_model: Path, *, preload: bool, overrides: Sequence[str] = ()) -
             command += ["--set", setting]
         daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            _wait(daemon, paths, lambda: _is_idle(paths))
-            dropped_at = _drop(TRAIN_FILE, paths)
-            run = _wait(daemon, paths, lambda: _begun_run(paths))
+            wait_for(daemon, paths, lambda: _is_idle(paths))
+            dropped_at = drop(TRAIN_FILE, paths)
+            run = wait_for(daemon, paths, lambda: begun_run(paths))
             given_at = run.job_file.stat().st_mtime
-            events = _wait(daemon, paths, lambda: _events_to_first_step(run))
+            events = wait_for(daemon, paths, lambda: _events_to_first_step(run))
             copied_at = run.input(".jsonl").stat().st_mtime
         finally:
             # The second signal asks it not to wait for a checkpoint.
@@ -96,13 +96,13 @@ def measure(base_model: Path, *, preload: bool, overrides: Sequence[str] = ()) -
     return ColdStart.of([dropped_at, copied_at, given_at, *_moments(events)])
 
 
-def _wait(daemon: subprocess.Popen[bytes], paths: Paths, look: Callable[[], Thing | None]) -> Thing:
+def wait_for(daemon: subprocess.Popen[bytes], paths: Paths, look: Callable[[], Thing | None]) -> Thing:
     """Return what `look` finds; raise RuntimeError when the daemon ends or nothing comes."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not (found := look()):
         if daemon.poll() is not None or time.monotonic() > deadline:
             log = paths.log_file.read_text(encoding="utf-8") if paths.log_file.exists() else "nothing"
-            raise RuntimeError(f"no first step within {LIMIT_SECONDS:.0f} s; the daemon said:\n{log[-2000:]}")
+            raise RuntimeError(f"nothing came within {LIMIT_SECONDS:.0f} s; the daemon said:\n{log[-2000:]}")
         time.sleep(LOOK_SECONDS)
     return found
 
@@ -112,7 +112,7 @@ def _is_idle(paths: Paths) -> bool:
     return reading is not None and reading.status.state == "idle"
 
 
-def _drop(file: Path, paths: Paths) -> float:
+def drop(file: Path, paths: Paths) -> float:
     """Move a copy into the inbox, so that it comes whole; return when."""
     outside = paths.base / file.name
     shutil.copyfile(file, outside)
@@ -121,7 +121,7 @@ def _drop(file: Path, paths: Paths) -> float:
     return dropped_at
 
 
-def _begun_run(paths: Paths) -> RunPaths | None:
+def begun_run(paths: Paths) -> RunPaths | None:
     """Return the run that a worker was given."""
     for folder in paths.runs.glob("0*"):
         run = RunPaths(folder)
@@ -130,12 +130,15 @@ def _begun_run(paths: Paths) -> RunPaths | None:
     return None
 
 
+def events_of(run: RunPaths) -> list[Event]:
+    """Return what the worker of a run has said so far."""
+    lines = run.events.read_bytes().split(b"\n")[:-1] if run.events.exists() else []
+    return [decode_event(line) for line in lines]
+
+
 def _events_to_first_step(run: RunPaths) -> list[Event] | None:
     """Return the events so far once an optimizer step is among them."""
-    if not run.events.exists():
-        return None
-    lines = run.events.read_bytes().split(b"\n")[:-1]
-    events = [decode_event(line) for line in lines]
+    events = events_of(run)
     return events if any(isinstance(event, StepEvent) for event in events) else None
 
 

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from chat_template import ChatTemplate
 from config import Config, Paths, RunPaths, load_config
 from examples.make_tickets import TRAIN_FILE
 from monitoring.events import EventWriter
+from monitoring.live_monitor import watch
 from training.base_model import locate_base
 from training.batches import Batch, collate
 from training.callbacks import RunCallback
@@ -139,18 +141,19 @@ class Setting:
     """The micro-batches of each step of the run's last turn."""
 
 
-def train_run(setting: Setting, contestant: Contestant) -> None:
-    """Train as a worker does: events, log lines and checkpoints included."""
+def train_run(setting: Setting, contestant: Contestant, *, is_watched: bool = True) -> None:
+    """Train as a worker does: events, log lines, checkpoints and, if `is_watched`, close looks included."""
     learner = load_learner(setting.base, setting.config, None)
     with open(os.devnull, "wb", buffering=0) as nowhere:
         callback = RunCallback(
             RunPaths(setting.folder),
-            setting.config.train,
+            setting.config,
             learner.precision,
             DaemonLink(EventWriter(nowhere.fileno())),
         )
         trainer = build_trainer(learner, setting.folder, setting.config, "chat", [callback])
-        trainer.setup(setting.config, setting.rows, None, setting.pad_token_id)
+        live = watch(learner.model.named_parameters(), setting.config.monitoring) if is_watched else None
+        trainer.setup(setting.config, setting.rows, None, setting.pad_token_id, live=live)
         callback.attach(trainer, None)
         counted = remember_batches(trainer, setting, contestant)
         trainer.add_callback(StepEnd(contestant, counted))
@@ -238,10 +241,15 @@ def train_with_trl(setting: Setting, contestant: Contestant) -> None:
 
 def measure(setting: Setting, rounds: int, steps: int) -> dict[str, list[float]]:
     """Let the contestants take turns; return for each the useful tokens a second of every round."""
-    contestants = [
-        Contestant(name, lambda self, way=way: way(setting, self), steps)  # type: ignore[misc]
-        for name, way in (("run", train_run), ("bare", train_bare), ("trl_defaults", train_with_trl))
-    ]
+    ways = {"run": train_run, "bare": train_bare, "trl_defaults": train_with_trl}
+    return take_turns(
+        [Contestant(name, partial(way, setting), steps) for name, way in ways.items()],
+        rounds,
+    )
+
+
+def take_turns(contestants: list[Contestant], rounds: int) -> dict[str, list[float]]:
+    """Let the contestants take turns; return for each the useful tokens a second of every round."""
     rates: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for contestant in contestants:
         contestant.start()

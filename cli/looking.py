@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 import durable
-from cli.terminal import HERE, AsJson, Base, console, known_status, open_base
-from config import Paths
+from cli.terminal import HERE, AsJson, Base, console, known_status, number, open_base
+from config import Paths, load_config
 
 WATCH_SECONDS = 1.0
 
@@ -38,6 +38,40 @@ def status(
     else:
         for table in _status_tables(paths):
             console.print(table)
+
+
+def list_checkpoints(
+    job: Annotated[str | None, typer.Argument(help="A job's number or name; by default the newest.")] = None,
+    base: Base = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """List the checkpoints of a job with their scores, newest first; * marks the best."""
+    from training.checkpoints import describe
+    from training.jobs import JobStore
+
+    paths, _ = open_base(base)
+    store = JobStore(paths)
+    wanted = store.find(job)
+    run = store.run(wanted)
+    entries = describe(run.folder, load_config(run.folder).scoring.selection)
+    if as_json:
+        document = {"job_id": wanted.job_id, "checkpoints": [entry.model_dump() for entry in entries]}
+        sys.stdout.buffer.write(durable.to_json(document))
+        return
+    table = Table("", "step", "epoch", "held-out loss", "training loss", "score", "parts", "MB", "made at")
+    for entry in entries:
+        parts = {name: value for name, value in (entry.parts or {}).items() if value is not None}
+        table.add_row(
+            "*" if entry.is_best else "",
+            f"{entry.step}{' (latest)' if entry.is_latest else ''}",
+            f"{entry.epoch:.2f}",
+            *(number(value) for value in (entry.eval_loss, entry.train_loss, entry.score)),
+            ", ".join(f"{name} {value:.3f}" for name, value in parts.items()) or "-",
+            f"{entry.size_bytes / 1e6:.1f}",
+            f"{entry.created_at.astimezone():%Y-%m-%d %H:%M}",
+        )
+    console.print(f"Job {wanted.job_id}: {wanted.name}", markup=False)
+    console.print(table if entries else "No checkpoint yet.")
 
 
 def _status_table(paths: Paths) -> Table:
@@ -68,6 +102,7 @@ def _status_table(paths: Paths) -> Table:
             ", ".join(f"{name}: {why}" for name, why in status.queue.left_in_place.items()) or None,
         ),
         ("message", status.message),
+        ("ledger", status.ledger_trouble),
         ("error", status.error_message),
     ]
     for name, value in rows:

@@ -39,3 +39,8 @@ def known_status(paths: Paths) -> Reading:
     if reading is None:
         raise UsageError(f"{paths.base}: no daemon has run here yet; start one with: trainbox run")
     return reading
+
+
+def number(value: float | None) -> str:
+    """Show a number that may not be known."""
+    return "-" if value is None else f"{value:.3f}"

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cli.terminal import HERE, Base, Reason, Settings, console, open_base
+from cli.terminal import HERE, Base, Reason, Settings, console, number, open_base
 from errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def versions(context: typer.Context, base: Base = HERE) -> None:
             facts.parent or "base",
             Text(facts.input_name),
             str(facts.steps),
-            f"{_number(facts.held_out.before_loss)} → {_number(facts.held_out.after_loss)}",
+            f"{number(facts.held_out.before_loss)} → {number(facts.held_out.after_loss)}",
             facts.decision,
         )
     if not known:
@@ -227,7 +227,3 @@ def _backups(base: Path, settings: list[str] | None) -> Backups:
 
     paths, config = open_base(base, settings)
     return Backups(paths, VersionStore(paths), config.backup)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,15 +16,19 @@ def target_log_probs(
     positions: torch.Tensor,
     targets: torch.Tensor,
     position_ids: torch.Tensor | None = None,
+    on_logits: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the log-probability of each target, shape ``(N,)``, in nats.
 
     `positions` ``(N,)`` index the flattened hidden states of `input_ids` ``(B, T)``. The language-model head
     runs on those positions only: with a vocabulary of 50,000 it costs as much as half of the layers.
+    `on_logits` is shown the logits, shape ``(N, vocabulary)``.
     """
     with _head_on(model, positions):
         logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
     flat = logits.reshape(-1, logits.shape[-1]).float()
+    if on_logits is not None:
+        on_logits(flat)
     return -functional.cross_entropy(flat, targets, reduction="none")
 
 

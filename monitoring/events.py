@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -91,6 +91,32 @@ class StepEvent(_Event):
     seconds: float
 
 
+class SignalsEvent(_Event):
+    """What was looked at more closely at one sampled step."""
+
+    event: Literal["signals"] = "signals"
+    step: int
+    monitoring_overhead: float
+    """Share of this run's training time that such looks have taken so far."""
+    token_entropy: float | None = None
+    """Mean entropy of the predictions of trained tokens, in nats."""
+    lora_stats: dict[str, dict[str, float | int | None]] | None = None
+    """By module: norms of gradients, updates and factors, effective rank."""
+    lora_summary: dict[str, Any] | None = None
+
+
+class AlertEvent(_Event):
+    """An alert began or ended; written by the daemon among the events of the run it concerns."""
+
+    event: Literal["alert"] = "alert"
+    kind: Literal["raised", "resolved"]
+    severity: str
+    category: str
+    message: str
+    details: dict[str, Any]
+    recommendation: str
+
+
 class EvaluatedEvent(_Event):
     """Held-out loss in nats per assistant token, at a step of the run or for a finished candidate."""
 
@@ -99,6 +125,13 @@ class EvaluatedEvent(_Event):
     eval_loss: float
     records: int
     tokens: int
+    seconds: float | None = None
+    train_loss: float | None = None
+    """Mean over the tokens trained since the evaluation before."""
+    score: float | None = None
+    """Lower is better; null where it could not be scored."""
+    parts: dict[str, float | None] | None = None
+    epochs_without_improvement: int | None = None
 
 
 class ExampleEvent(_Event):
@@ -115,14 +148,28 @@ class ExampleEvent(_Event):
     model_tokens: int
 
 
+class BestCheckpoint(BaseModel):
+    """The best checkpoint of a run so far, as ``scoring.selection`` says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    path: str
+    epoch: float | None = None
+    eval_loss: float | None = None
+    score: float | None = None
+    epochs_without_improvement: int | None = None
+    """Of the newest evaluation: how many in a row did not beat the one just before."""
+
+
 class CheckpointEvent(_Event):
-    """A whole, sealed checkpoint lies in the run folder."""
+    """A whole, sealed checkpoint lies in the run folder; also said of the one that a run goes on from."""
 
     event: Literal["checkpoint"] = "checkpoint"
     step: int
     path: str
     eval_loss: float | None
-    is_best: bool
+    best: BestCheckpoint | None
 
 
 class PublishedEvent(_Event):
@@ -157,6 +204,8 @@ Event = (
     | ReportEvent
     | PlanEvent
     | StepEvent
+    | SignalsEvent
+    | AlertEvent
     | EvaluatedEvent
     | ExampleEvent
     | CheckpointEvent

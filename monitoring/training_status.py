@@ -8,12 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import durable
 from config import Paths
 from errors import IntegrityError
+from monitoring.evaluation_windows import EvalSample, RecentExample
 from monitoring.events import (
+    AlertEvent,
+    BestCheckpoint,
     CheckpointEvent,
-    EvaluatedEvent,
     Event,
     ExampleEvent,
     HeartbeatEvent,
@@ -34,6 +34,11 @@ from monitoring.events import (
     StepEvent,
     now,
 )
+from monitoring.hardware import HardwareMonitor
+from monitoring.observation import Thresholds
+from monitoring.run_signals import RunSignals
+from monitoring.smart_alerts import Alert
+from monitoring.trends import Trend
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +58,11 @@ State = Literal[
 Status = Literal["idle", "training", "crashed", "completed", "paused", "stopping", "skipping"]
 """The same in the coarser words of older readers; how the last run ended stays until the next begins."""
 
-RECENT_EXAMPLES = 5
-RATE_WINDOW_STEPS = 50
 STALE_INTERVALS = 15
 """A daemon that lives but has written nothing for so many status intervals is stale."""
-_AT_ONCE = frozenset({"state", "status", "job_id", "control", "message", "version", "queue"})
+_AT_ONCE = frozenset(
+    {"state", "status", "job_id", "control", "message", "version", "queue", "ledger_trouble"}
+)
 
 
 class _Part(BaseModel):
@@ -87,27 +92,6 @@ class QueueStatus(_Part):
     trouble: str | None = None
 
 
-class BestCheckpoint(_Part):
-    """The checkpoint of this run with the lowest held-out loss so far."""
-
-    step: int
-    path: str
-    eval_loss: float | None
-
-
-class RecentExample(_Part):
-    """One held-out prompt with the answer expected and the answer given."""
-
-    step: int
-    current_file: str | None
-    system_prompt: str | None
-    prompt: str
-    golden: str
-    model_output: str
-    matches: bool
-    loss: float | None
-
-
 class TrainingStatus(_Part):
     """The whole document."""
 
@@ -117,6 +101,8 @@ class TrainingStatus(_Part):
     message: str | None = None
     timestamp: datetime = Field(default_factory=now)
     heartbeat_at: datetime = Field(default_factory=now)
+    heartbeat_monotonic_seconds: float | None = Field(default_factory=time.monotonic)
+    """The same moment in seconds since boot: how old it is does not depend on the wall clock."""
     pid: int = Field(default_factory=os.getpid)
     pid_start_ticks: int | None = Field(default_factory=lambda: start_ticks(os.getpid()))
     status_seconds: float = 2.0
@@ -127,6 +113,8 @@ class TrainingStatus(_Part):
     """The version that is current."""
     control: ControlStatus | None = None
     queue: QueueStatus = QueueStatus()
+    ledger_trouble: str | None = None
+    """Why the ledger is behind the directories; it catches up by itself."""
     batch_queue_size: int | None = None
     batch_number: int | None = None
 
@@ -134,6 +122,7 @@ class TrainingStatus(_Part):
     phase_total: int | None = None
     phase_unit: str | None = None
     eta_seconds: float | None = None
+    eta_confidence: Literal["high", "medium", "low"] | None = None
 
     current_step: int | None = None
     """Optimizer steps over all files of this lineage; total_steps alike."""
@@ -148,7 +137,34 @@ class TrainingStatus(_Part):
     val_train_gap: float | None = None
     tokens_per_sec: float | None = None
     tokens_per_sec_avg: float | None = None
+    tokens_per_sec_baseline: float | None = None
+    throughput_trend: Trend | None = None
+    total_tokens: int | None = None
+    streaming_ce: float | None = None
+    """Moving average of the loss."""
+    loss_variance: float | None = None
+    loss_trend: Trend | None = None
+    token_entropy: float | None = None
+    grad_norm: float | None = None
+    """Before clipping."""
+    lora_stats: dict[str, dict[str, float | int | None]] | None = None
+    lora_summary: dict[str, Any] | None = None
+    trainable_parameters: int | None = None
+    monitoring_overhead: float | None = None
+    """Share of this run's training time that close looks at it have taken."""
+    epochs_without_improvement: int | None = None
     best_checkpoint: BestCheckpoint | None = None
+    train_loss_history: tuple[tuple[int, float], ...] = ()
+    """Step and loss, thinned out evenly; all of them are in events.jsonl."""
+    accuracy_history: tuple[tuple[int, float], ...] = ()
+    """Step and accuracy in percent of the last 20 answers."""
+
+    active_alerts: tuple[Alert, ...] = ()
+    alert_summary: dict[str, int] = {}
+    memory: dict[str, Any] | None = None
+    disk: dict[str, Any] | None = None
+    gpu: dict[str, Any] | None = None
+    """Null on a machine without one."""
     worker_rss_bytes: int | None = None
     max_output_tokens: int | None = None
     context_window: int | None = None
@@ -162,6 +178,12 @@ class TrainingStatus(_Part):
     total_evals: int = 0
     total_correct: int = 0
     accuracy_percent: float | None = None
+    accuracy_last_20: float | None = None
+    accuracy_last_50: float | None = None
+    accuracy_trend: Trend | None = None
+    eval_samples: tuple[EvalSample, ...] = ()
+    think_tag_count: int = 0
+    think_tag_percent: float | None = None
     current_golden_output_length: int | None = None
     current_model_output_length: int | None = None
     max_golden_output_length: int | None = None
@@ -179,16 +201,19 @@ class StatusWriter:
         path: Path,
         interval_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        hardware: HardwareMonitor | None = None,
+        limits: Thresholds | None = None,
         **fields: Any,
     ) -> None:
+        """`hardware` is read at each write; `limits` are those of the alerts."""
         self._path = path
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._written_at: float | None = None
         self._cannot_write = False
-        self._rates: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW_STEPS)
-        self._run_tokens = 0
-        self._run_seconds = 0.0
+        self._signals = RunSignals(limits, clock)
+        self._hardware = hardware
         self._steps_before = 0
         self.status = TrainingStatus(status_seconds=interval_seconds, **fields)
         """The document as it is now; what is on disk may be `interval_seconds` older."""
@@ -210,7 +235,11 @@ class StatusWriter:
     def write(self) -> None:
         """Write the document now; a full disk is logged once and never ends the daemon."""
         at = now()
-        self.status = self.status.model_copy(update={"timestamp": at, "heartbeat_at": at})
+        if self._hardware is not None:
+            worker_rss = self.status.worker_rss_bytes
+            self.status = self.status.model_copy(update=self._signals.look(self._hardware.read(), worker_rss))
+        beat = {"heartbeat_at": at, "heartbeat_monotonic_seconds": time.monotonic()}
+        self.status = self.status.model_copy(update={"timestamp": at, **beat})
         self._written_at = self._clock()
         try:
             durable.write_json(self._path, self.status.model_dump(mode="python"), sync=False)
@@ -224,9 +253,8 @@ class StatusWriter:
     def begin_run(self, **fields: Any) -> None:
         """Forget the numbers of the run before and merge `fields` of the new one."""
         self._steps_before = 0
-        self._rates.clear()
-        self._run_tokens, self._run_seconds = 0, 0.0
-        self.update(**dict.fromkeys(_OF_A_RUN), **fields)
+        self._signals.begin()
+        self.update(**dict.fromkeys(_OF_A_RUN), train_loss_history=(), **fields)
 
     def receive(self, command: str, reason: str | None, received_at: datetime) -> None:
         """Show a command of a person that is about to be carried out."""
@@ -246,7 +274,8 @@ class StatusWriter:
         self._steps_before = steps
 
     def observe(self, event: Event) -> None:
-        """Merge what a worker said."""
+        """Merge what a worker said, and what follows from it."""
+        self.update(**self._signals.observe(event, self.status.current_file))
         match event:
             case HeartbeatEvent():
                 self.update(worker_rss_bytes=event.rss_bytes)
@@ -261,18 +290,18 @@ class StatusWriter:
                 self._observe_plan(event)
             case StepEvent():
                 self._observe_step(event)
-            case EvaluatedEvent():
-                gap = None if self.status.loss is None else event.eval_loss - self.status.loss
-                self.update(validation_loss=event.eval_loss, val_train_gap=gap)
             case ExampleEvent():
                 self._observe_example(event)
-            case CheckpointEvent(is_best=True):
-                best = BestCheckpoint(step=event.step, path=event.path, eval_loss=event.eval_loss)
-                self.update(best_checkpoint=best)
+            case CheckpointEvent() if event.best is not None:
+                self.update(best_checkpoint=event.best)
             case PublishedEvent():
                 self.update(message=f"{event.version}: {event.decision}, {event.reason}")
             case _:
                 self.beat()
+
+    def take_alerts(self) -> list[AlertEvent]:
+        """Return the alerts that began or ended since the last call."""
+        return self._signals.take_transitions()
 
     def _observe_plan(self, event: PlanEvent) -> None:
         self.update(
@@ -283,12 +312,6 @@ class StatusWriter:
         )
 
     def _observe_step(self, event: StepEvent) -> None:
-        self._rates.append((event.tokens, event.seconds))
-        self._run_tokens += event.tokens
-        self._run_seconds += event.seconds
-        window_tokens = sum(tokens for tokens, _ in self._rates)
-        window_seconds = sum(seconds for _, seconds in self._rates)
-        step_seconds = fmean(seconds for _, seconds in self._rates)
         self.update(
             batch_step=event.step,
             batch_total_steps=event.total_steps,
@@ -297,35 +320,17 @@ class StatusWriter:
             epoch=event.epoch,
             loss=event.loss,
             learning_rate=event.learning_rate,
-            tokens_per_sec=window_tokens / window_seconds if window_seconds > 0 else None,
-            tokens_per_sec_avg=self._run_tokens / self._run_seconds if self._run_seconds > 0 else None,
-            eta_seconds=(event.total_steps - event.step) * step_seconds,
+            grad_norm=event.grad_norm,
         )
 
     def _observe_example(self, event: ExampleEvent) -> None:
         known = self.status
-        example = RecentExample(
-            step=event.step,
-            current_file=known.current_file,
-            system_prompt=event.system_prompt,
-            prompt=event.prompt,
-            golden=event.golden_answer,
-            model_output=event.model_answer,
-            matches=event.answer_matches,
-            loss=known.loss,
-        )
-        others = tuple(known_one for known_one in known.recent_examples if known_one != example)
-        total, correct = known.total_evals + 1, known.total_correct + event.answer_matches
         self.update(
             current_system_prompt=event.system_prompt,
             current_prompt=event.prompt,
             golden_answer=event.golden_answer,
             model_answer=event.model_answer,
             answer_matches=event.answer_matches,
-            recent_examples=(*others, example)[-RECENT_EXAMPLES:],
-            total_evals=total,
-            total_correct=correct,
-            accuracy_percent=100 * correct / total,
             current_golden_output_length=event.golden_tokens,
             current_model_output_length=event.model_tokens,
             max_golden_output_length=max(event.golden_tokens, known.max_golden_output_length or 0),
@@ -337,7 +342,10 @@ _STATUS_WHILE: dict[str, Status] = {"skip": "skipping", "stop": "stopping"}
 _OF_A_RUN = (
     *("phase_done", "phase_total", "phase_unit", "eta_seconds", "batch_step", "batch_total_steps"),
     *("epoch", "loss", "learning_rate", "validation_loss", "val_train_gap", "tokens_per_sec"),
-    *("tokens_per_sec_avg", "best_checkpoint", "error_message", "error_type", "message"),
+    *("tokens_per_sec_avg", "tokens_per_sec_baseline", "throughput_trend", "total_tokens"),
+    *("streaming_ce", "loss_variance", "loss_trend", "token_entropy", "grad_norm", "lora_stats"),
+    *("lora_summary", "trainable_parameters", "monitoring_overhead", "epochs_without_improvement"),
+    *("eta_confidence", "best_checkpoint", "error_message", "error_type", "message"),
 )
 
 
@@ -364,8 +372,8 @@ def read_status(paths: Paths) -> Reading | None:
     except ValidationError as error:
         raise IntegrityError(f"{paths.status_file}: not a status document: {error}") from error
     is_running = status.pid_start_ticks is not None and start_ticks(status.pid) == status.pid_start_ticks
-    age_seconds = (now() - status.heartbeat_at).total_seconds()
-    is_silent = age_seconds > STALE_INTERVALS * status.status_seconds
+    heard_at = status.heartbeat_monotonic_seconds
+    is_silent = heard_at is not None and time.monotonic() - heard_at > STALE_INTERVALS * status.status_seconds
     has_ended = status.state == "stopped"
     return Reading(status, is_running and not has_ended, not has_ended and (not is_running or is_silent))
 

@@ -46,7 +46,10 @@ ANSWERS = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the quick tests first: those of a real model last, those of whole processes before them."""
-    whole_processes = ("test_cli", "test_daemon", "test_worker", "test_gpu_benchmark", "test_presets")
+    whole_processes = (
+        *("test_cli", "test_daemon", "test_worker", "test_gpu_benchmark", "test_presets"),
+        *("test_machine", "test_system_unit", "test_user_unit"),
+    )
 
     def slowness(item: pytest.Item) -> int:
         if item.get_closest_marker("real_model") is not None:

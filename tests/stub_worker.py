@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import durable  # noqa: E402 - the repository's root is not on the path of a script in tests/
 from config import Paths, RunPaths  # noqa: E402
 from monitoring.events import (  # noqa: E402
+    BestCheckpoint,
     CheckpointEvent,
     EventWriter,
     HeartbeatEvent,
@@ -47,6 +48,8 @@ class Script:
     steps: int = 4
     step_seconds: float = 0.0
     checkpoint_every: int = 0
+    save_seconds: float = 0.0
+    """A checkpoint takes so long when a command asks for it."""
     crash_at: int | None = None
     """Dies before this step, by `signal` or else with exit code 7."""
     crash_times: int = 1
@@ -122,6 +125,7 @@ class StubWorker:
         for step in range(done + 1, script.steps + 1):
             command = self._command(script)
             if command is not None:
+                time.sleep(script.save_seconds)
                 self._checkpoint(run, step - 1)
                 self._events.emit(OutcomeEvent(outcome=_OUTCOMES[command], step=step - 1))  # type: ignore[arg-type]
                 return
@@ -158,7 +162,8 @@ class StubWorker:
         durable.write_bytes(staging / "state", b"%d" % step)
         durable.seal_folder(staging)
         durable.publish_folder(staging, folder)
-        self._events.emit(CheckpointEvent(step=step, path=str(folder), eval_loss=1 / step, is_best=True))
+        best = BestCheckpoint(step=step, path=str(folder), eval_loss=1 / step)
+        self._events.emit(CheckpointEvent(step=step, path=str(folder), eval_loss=1 / step, best=best))
 
     def _publish(self, job: Job, script: Script) -> None:
         self._events.emit(PhaseEvent(phase="publishing"))

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from config import Paths
+from config import Paths, load_config
+from monitoring.daemon_lock import only_daemon
+from training.ledger.upkeep import ledger_differences
+from training.versions import VersionStore
 
 ROOT = Path(__file__).parent.parent
 RECORDS = [
@@ -104,6 +107,21 @@ def test_versions_shows_the_lineage_and_the_verdicts(lineage: Path) -> None:
     assert "v0001" in rows[1]
     assert "second.jsonl" in rows[1]
     assert [("*" in row) for row in rows].count(True) == 1
+
+
+def test_checkpoints_lists_scores_and_marks_the_best(lineage: Path) -> None:
+    listed = json.loads(trainbox(lineage, "checkpoints", "1", "--json").stdout)
+    steps = [entry["step"] for entry in listed["checkpoints"]]
+    assert steps == sorted(steps, reverse=True)
+    (best,) = [entry for entry in listed["checkpoints"] if entry["is_best"]]
+    stored = json.loads((Path(best["path"]) / "score.json").read_text())
+    assert best["score"] == stored["score"]
+    assert VersionStore(Paths(lineage)).get("v0001").facts.best_checkpoint == best["step"]
+    table = trainbox(lineage, "checkpoints", listed["job_id"]).stdout
+    assert [line for line in table.splitlines() if "*" in line and f" {best['step']}" in line]
+    unknown = trainbox(lineage, "checkpoints", "99")
+    assert unknown.returncode == 2
+    assert listed["job_id"] in unknown.stderr
 
 
 def test_rollback_and_promote_move_current(lineage: Path) -> None:
@@ -237,3 +255,30 @@ def test_watching_the_status_shows_it_again_and_again(lineage: Path) -> None:
     finally:
         watching.terminate()
         watching.communicate(timeout=30)
+
+
+def test_ledger_lists_the_jobs_with_what_became_of_them(lineage: Path) -> None:
+    rows = [line for line in trainbox(lineage, "ledger").stdout.splitlines() if ".jsonl" in line]
+    assert [("completed" in row, "v000" in row) for row in rows] == [(True, True)] * 2
+    jobs = json.loads(trainbox(lineage, "ledger", "--json").stdout)
+    assert [job["file_name"] for job in jobs] == ["first.jsonl", "second.jsonl"]
+    assert all(job["best_eval_loss"] is not None and job["val_samples"] > 0 for job in jobs)
+
+
+def test_ledger_rebuild_makes_it_again_equal_row_for_row(lineage: Path) -> None:
+    kept = trainbox(lineage, "ledger", "--json").stdout
+    Paths(lineage).ledger.unlink()
+    assert "trainbox ledger rebuild" in trainbox(lineage, "ledger").stderr
+    rebuilt = trainbox(lineage, "ledger", "rebuild")
+    assert (rebuilt.returncode, rebuilt.stdout) == (0, "Made the ledger again: 2 jobs.\n")
+    assert trainbox(lineage, "ledger", "--json").stdout == kept
+    assert ledger_differences(Paths(lineage), load_config(lineage)) == []
+
+
+def test_ledger_rebuild_is_refused_while_a_daemon_lives(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.create()
+    with only_daemon(paths):
+        refused = trainbox(tmp_path, "ledger", "rebuild")
+    assert (refused.returncode, "trainbox stop" in refused.stderr) == (2, True)
+    assert not paths.ledger.exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -31,6 +33,18 @@ def load_adapter(model: Any, folder: Path) -> None:
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
 
 
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the trained weights and their configuration as PEFT's ``save_pretrained`` does, in half the time.
+
+    PEFT would walk through the state of the whole base model to find them.
+    """
+    folder.mkdir(exist_ok=True)
+    infix = f".{model.active_adapter}."
+    weights = {name.replace(infix, "."): weight for name, weight in adapter_weights(model).items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.active_peft_config.save_pretrained(folder)
+
+
 def leave_widening_to_autocast(model: Any) -> None:
     """Keep PEFT from copying every adapter's input to float32, which autocast undoes at once.
 
@@ -43,7 +57,7 @@ def leave_widening_to_autocast(model: Any) -> None:
 
 def nonsense_in(model: Any) -> str | None:
     """Return the name of a trained weight that is not finite, or None when all are."""
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and not bool(torch.isfinite(weight).all()):
-            return str(name)
-    return None
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    # One number for each weight, which is finite only if all of its numbers are, and one transfer for all.
+    norms = torch.stack(torch._foreach_norm(list(weights.values()))).tolist()
+    return next((name for name, norm in zip(weights, norms, strict=True) if not math.isfinite(norm)), None)

@@ -13,11 +13,20 @@ import orjson
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import durable
-from config import RunPaths, TrainConfig
-from monitoring.events import CheckpointEvent, EvaluatedEvent, NoteEvent, StepEvent
+from config import Config, RunPaths, TrainConfig
+from monitoring.events import (
+    BestCheckpoint,
+    CheckpointEvent,
+    EvaluatedEvent,
+    NoteEvent,
+    SignalsEvent,
+    StepEvent,
+)
 from training import checkpoints
-from training.checkpoints import CheckpointFacts
+from training.checkpoint_scorer import CheckpointHistory, ScoredCheckpoint, ScoreWeights
+from training.checkpoints import Checkpoint, CheckpointFacts
 from training.daemon_link import DaemonLink
+from training.early_stopping import EarlyStopping, StoppingRule, StoppingState
 from training.model import Precision
 from training.trainer import PlannedTrainer
 
@@ -84,14 +93,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         run: RunPaths,
-        config: TrainConfig,
+        config: Config,
         precision: Precision,
         link: DaemonLink,
         on_evaluated: Callable[[int], None] = lambda step: None,
     ) -> None:
         """`on_evaluated` is called with the step after each evaluation, for instance to show answers."""
         self._run = run
-        self._config = config
+        self._config = config.train
+        self._scoring = config.scoring
         self._precision = precision
         self._link = link
         self._on_evaluated = on_evaluated
@@ -105,18 +115,36 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._busy_tokens = 0
         self._eval_loss: float | None = None
         self._train_loss: float | None = None
+        self._scored: ScoredCheckpoint | None = None
         self._window_sum = 0.0
         self._window_weight = 0
+        self._stopping = _early_stopping(config.train, None)
         self.tokens = 0
 
     def attach(self, trainer: PlannedTrainer, start: CheckpointFacts | None) -> None:
         """Report on `trainer`, which goes on from `start` or begins."""
         self._trainer = trainer
+        self._history = CheckpointHistory(
+            (known.scored for known in checkpoints.list_checkpoints(self._run.folder) if known.scored),
+            ScoreWeights(
+                eval_loss=self._scoring.eval_loss_weight,
+                gap=self._scoring.gap_weight,
+                perplexity=self._scoring.perplexity_weight,
+                improvement=self._scoring.improvement_weight,
+            ),
+        )
         if start is not None:
             self.tokens = start.tokens
             self._window_sum, self._window_weight = start.window_sum, start.window_weight
+            self._stopping = _early_stopping(self._config, start.early_stopping)
+            self._announce(start)  # the daemon may have missed it
             trainer.micro_batch = min(trainer.micro_batch, start.micro_batch)
         self._micro_batch = trainer.micro_batch
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why the run is over before its planned steps, or None."""
+        return None if self._stopping is None else self._stopping.reason
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -128,6 +156,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._step_started = time.monotonic()
+        if self._trainer.live is not None:
+            self._trainer.live.begin_step(state.global_step + 1)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -136,6 +166,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         numbers = self._trainer.last_step
         assert numbers is not None
         self._tell_of_short_memory()
+        self._tell_of_sample(state.global_step)
         self.tokens += numbers.tokens
         if self._is_warm:
             self._busy_tokens += numbers.tokens
@@ -143,7 +174,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._is_warm = True
         self._window_sum += numbers.loss * numbers.weight
         self._window_weight += numbers.weight
-        self._eval_loss = self._train_loss = None
+        self._eval_loss = self._train_loss = self._scored = None
         is_planned = state.global_step in self._steps
         command = self._link.command
         control.should_save = is_planned or command in ("pause", "stop")
@@ -156,6 +187,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             message = f"memory was short: {self._micro_batch} records in one pass are now {size}"
             self._link.emit(NoteEvent(message=f"{message}; what is learned stays the same"))
             self._micro_batch = size
+
+    def _tell_of_sample(self, step: int) -> None:
+        live = self._trainer.live
+        sample = None if live is None else live.end_step(step, self._seconds)
+        if sample is not None:
+            self._link.emit(
+                SignalsEvent(step=step, monitoring_overhead=round(sample.overhead, 6), **sample.fields)
+            )
 
     def on_log(
         self,
@@ -200,20 +239,45 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._eval_loss = metrics["eval_loss"]
         self._close_window()
-        held_out = self._trainer.held_out
-        assert held_out is not None
-        self._link.emit(
-            EvaluatedEvent(
-                step=state.global_step,
-                eval_loss=metrics["eval_loss"],
-                records=len(held_out),
-                tokens=int(metrics["eval_tokens"]),
-            )
-        )
+        self._scored = self._score(state, metrics)
+        if self._stopping is not None:
+            value = self._scored.score if self._config.early_stopping_metric == "score" else self._eval_loss
+            control.should_training_stop |= self._stopping.observe(state.global_step, value) is not None
         self._on_evaluated(state.global_step)
         if (self._run.checkpoint(state.global_step) / durable.MANIFEST).is_file():
             # The evaluation was still owed when the run was paused here.
             self._seal(state)
+
+    def _score(self, state: TrainerState, metrics: dict[str, float]) -> ScoredCheckpoint:
+        """Score this evaluation, once and for ever, and tell of it."""
+        held_out = self._trainer.held_out
+        assert held_out is not None
+        scored = self._history.add(
+            state.global_step,
+            metrics["eval_loss"],
+            self._train_loss,
+            epoch=state.epoch,
+            eval_standard_error=metrics["eval_standard_error"],
+        )
+        document = scored.to_json()
+        logger.info(
+            "Scored step=%d score=%s parts=%s eval_loss=%s train_loss=%s",
+            *(scored.step, document["score"], document["parts"], scored.eval_loss, scored.train_loss),
+        )
+        self._link.emit(
+            EvaluatedEvent(
+                step=scored.step,
+                eval_loss=metrics["eval_loss"],
+                records=len(held_out),
+                tokens=int(metrics["eval_tokens"]),
+                seconds=metrics["eval_seconds"],
+                train_loss=scored.train_loss,
+                score=document["score"],
+                parts=document["parts"],
+                epochs_without_improvement=scored.epochs_without_improvement,
+            )
+        )
+        return scored
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -221,7 +285,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step in self._steps and self._trainer.held_out is None:
             self._close_window()
         self._seal(state)
-        checkpoints.rotate(self._run.folder, self._config.save_total_limit)
+        checkpoints.rotate(self._run.folder, self._config.save_total_limit, self._scoring.selection)
 
     def _close_window(self) -> None:
         """Take the mean over the tokens trained since the last time."""
@@ -241,12 +305,43 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             is_candidate=state.global_step in self._steps,
             window_sum=self._window_sum,
             window_weight=self._window_weight,
+            early_stopping=None if self._stopping is None else self._stopping.state.to_json(),
         )
         folder = self._run.checkpoint(state.global_step)
-        checkpoints.seal(folder, facts)
-        best = checkpoints.best(checkpoints.list_checkpoints(self._run.folder, verify=False))
-        is_best = best is not None and best.facts.step == facts.step
+        checkpoints.seal(folder, facts, self._scored)
         logger.info("Saved checkpoint step=%d eval_loss=%s", facts.step, facts.eval_loss)
+        self._announce(facts)
+
+    def _announce(self, facts: CheckpointFacts) -> None:
+        """Tell of a checkpoint, and of the best one of all that are there."""
+        known = checkpoints.list_checkpoints(self._run.folder, verify=False)
+        best = checkpoints.best(known, self._scoring.selection)
+        without = self._history.scored[-1].epochs_without_improvement if self._history.scored else None
         self._link.emit(
-            CheckpointEvent(step=facts.step, path=str(folder), eval_loss=facts.eval_loss, is_best=is_best)
+            CheckpointEvent(
+                step=facts.step,
+                path=str(self._run.checkpoint(facts.step)),
+                eval_loss=facts.eval_loss,
+                best=None if best is None else _described(best, without),
+            )
         )
+
+
+def _described(best: Checkpoint, epochs_without_improvement: int | None) -> BestCheckpoint:
+    return BestCheckpoint(
+        step=best.facts.step,
+        path=str(best.folder),
+        epoch=best.facts.epoch,
+        eval_loss=best.facts.eval_loss,
+        score=None if best.scored is None else best.scored.to_json()["score"],
+        epochs_without_improvement=epochs_without_improvement,
+    )
+
+
+def _early_stopping(config: TrainConfig, seen: dict[str, Any] | None) -> EarlyStopping | None:
+    if not config.early_stopping_patience:
+        return None
+    rule = StoppingRule(
+        config.early_stopping_patience, config.early_stopping_metric, config.early_stopping_threshold
+    )
+    return EarlyStopping(rule, None if seen is None else StoppingState.from_json(seen))

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,13 @@ from config import Config, Paths, RunPaths, dump_config
 from errors import IntegrityError
 from intake.inbox import COMPANIONS, Candidate, Signature, copy_privately, path_from_relative, place_name
 from monitoring.events import now
+from training.disk_space import Need, demand
 from training.jobs import Job, JobStore, Source, make_job_id
 
 logger = logging.getLogger(__name__)
+
+FILES_OF_A_CLAIM = 8
+"""Files and folders that a claim makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,14 @@ class SetAside:
 class Claims:
     """Makes jobs of candidates; one at a time, by one process."""
 
-    def __init__(self, paths: Paths, store: JobStore, config: Config) -> None:
+    def __init__(
+        self, paths: Paths, store: JobStore, config: Config, on_progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_progress` is called again and again while a file is copied."""
         self._paths = paths
         self._store = store
         self._config = config
+        self._on_progress = on_progress
         self._next_number = store.next_number()
         self._jobs_by_hash: defaultdict[str, list[str]] = defaultdict(list)
         self._places: set[str] = set()
@@ -56,9 +64,14 @@ class Claims:
             self._withdraw(job)
 
     def claim(self, candidate: Candidate) -> Job | SetAside | None:
-        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again."""
+        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again.
+
+        Raises EnvironmentNotReady when its copy would not leave ``disk.min_free_bytes`` free.
+        """
         if candidate.signature.size_bytes > self._config.inbox.max_file_bytes:
             return self._set_aside_too_large(candidate)
+        copy = Need(candidate.signature.size_bytes, FILES_OF_A_CLAIM)
+        demand(self._paths.runs, copy, self._config.disk.min_free_bytes)
         staging = RunPaths(self._paths.runs / f".{self._next_number:06d}{durable.PARTIAL_SUFFIX}")
         try:
             return self._claim_through(staging, candidate)
@@ -68,7 +81,7 @@ class Claims:
 
     def _claim_through(self, staging: RunPaths, candidate: Candidate) -> Job | SetAside | None:
         durable.make_folder(staging.data)
-        sha256 = copy_privately(candidate, staging.input(candidate.suffix))
+        sha256 = copy_privately(candidate, staging.input(candidate.suffix), self._on_progress)
         if sha256 is None:
             return None
         twin = None if self._config.inbox.allow_duplicates else self._twin(sha256)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import durable
 from config import Paths, RunPaths
-from errors import IntegrityError
+from errors import IntegrityError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,15 @@ class JobStore:
             return None
         job_file = self._paths.run(job_id).job_file
         return self._read(job_file) if job_file.exists() else None
+
+    def find(self, reference: str | None) -> Job:
+        """Return the job of a number or a job id, the newest for None; UsageError when there is none."""
+        jobs = self.all()
+        for job in reversed(jobs):
+            if reference is None or reference in (job.job_id, str(job.number)):
+                return job
+        known = ", ".join(job.job_id for job in jobs[-5:]) or "none yet"
+        raise UsageError(f"no job {reference!r}; expected a number or one of: {known}")
 
     def queue(self) -> list[Job]:
         """Return the unfinished jobs in the order in which they run: begun ones first, then by priority."""

@@ -121,6 +121,14 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def device_name() -> str:
+    """Return which kind of device trains, with the memory of a GPU; alike machines have the same name."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    facts = torch.cuda.get_device_properties(0)
+    return f"{facts.name} {facts.total_memory}"
+
+
 def set_threads(config: TrainConfig) -> None:
     """Give torch the configured number of CPU threads."""
     if config.threads:

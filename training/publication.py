@@ -48,8 +48,17 @@ class Publication:
     result: Result
 
     def publish(self, versions: VersionStore) -> Version:
-        """Put the version together and commit it."""
+        """Put the version together and commit it; what a full disk cut short is removed."""
         staging = versions.stage()
+        try:
+            self._fill(staging)
+            return versions.publish(staging, self._facts())
+        except OSError:
+            if staging.exists():
+                durable.remove_tree(staging)
+            raise
+
+    def _fill(self, staging: Path) -> None:
         checkpoint = self.result.candidate.folder
         for name in ADAPTER_FILES:
             durable.copy_file(checkpoint / name, staging / name)
@@ -57,7 +66,6 @@ class Publication:
             if (self.learner.base / name).is_file():
                 durable.copy_file(self.learner.base / name, staging / name)
         _copy_moments(checkpoint, staging / TRAINING_STATE)
-        return versions.publish(staging, self._facts())
 
     def _facts(self) -> VersionFacts:
         best = self.result.candidate.facts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import durable
-from config import Paths
+from config import Paths, load_config
 from errors import IntegrityError
 from training import checkpoints
 from training.backups import Backups
@@ -134,7 +134,9 @@ class Retention:
             if job.job_id in published or not any(_checkpoint_folders(run)):
                 continue
             found = checkpoints.list_checkpoints(run, verify=False)
-            kept = {kept.folder for kept in (checkpoints.best(found), checkpoints.newest(found)) if kept}
+            selection = load_config(run).scoring.selection
+            chosen = (checkpoints.best(found, selection), checkpoints.newest(found))
+            kept = {checkpoint.folder for checkpoint in chosen if checkpoint is not None}
             for folder in _checkpoint_folders(run):
                 if folder not in kept:
                     yield Removal(folder, size_of(folder), "neither the best nor the last of its run")

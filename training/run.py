@@ -14,11 +14,12 @@ from typing import Any
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths, RunPaths, load_config
-from errors import FileRefused, JobFailed
+from errors import EnvironmentNotReady, FileRefused, JobFailed
 from evaluation.generation import Generator
 from intake.report import ReportCard
 from intake.validation import PlanInputs, check_file
 from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEvent, PlanEvent, ReportEvent
+from monitoring.live_monitor import watch
 from training import checkpoints
 from training.adapter import adapter_weights, load_adapter, set_adapter_weights
 from training.callbacks import RunCallback
@@ -27,9 +28,11 @@ from training.dataset import TokenRows, tokenise_run
 from training.full_models import base_under
 from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
 from training.jobs import Job
+from training.memory_findings import Circumstances, MemoryFindings, Purpose, RunMemory, length_bucket
 from training.model import (
     Learner,
     Precision,
+    device_name,
     hash_tokenizer,
     load_learner,
     set_threads,
@@ -217,8 +220,15 @@ class Run:
             self._config.evaluation,
             self._link,
         )
-        callback = RunCallback(self._folder, self._config.train, learner.precision, self._link, examples.show)
+        callback = RunCallback(self._folder, self._config, learner.precision, self._link, examples.show)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
+        memory = self._memory(learner, rows, held_out)
+
+        def on_short_memory(purpose: Purpose, size: int) -> None:
+            memory.remember(purpose, size)
+            if purpose == "evaluation":  # of training the callback tells, once a step
+                self._note(f"memory was short: {size} held-out records are scored at once from now on")
+
         trainer.setup(
             self._config,
             rows,
@@ -226,7 +236,13 @@ class Run:
             template.pad_token_id,
             moments=self._moments(parent),
             on_eval_batch=self._link.check,
+            on_short_memory=on_short_memory,
+            live=watch(learner.model.named_parameters(), self._config.monitoring),
         )
+        trainer.micro_batch, trainer.eval_batch = memory.size_for("training"), memory.size_for("evaluation")
+        if self._step() == 0:
+            for note in memory.notes():
+                self._note(note)
         steps_per_epoch = trainer.steps_per_epoch
         self._link.emit(
             PlanEvent(
@@ -241,6 +257,35 @@ class Run:
             )
         )
         return trainer, callback
+
+    def _memory(self, learner: Learner, rows: TokenRows, held_out: TokenRows | None) -> RunMemory:
+        """Return what earlier runs found out about the memory that this one takes."""
+        model, train = self._config.model, self._config.train
+
+        def circumstances(purpose: Purpose, its_rows: TokenRows) -> Circumstances:
+            return Circumstances(
+                purpose=purpose,
+                base_sha256=learner.base_sha256,
+                device=device_name(),
+                kind=rows.facts.kind,
+                length_bucket=length_bucket(int(its_rows.lengths.max())),
+                lora_r=train.lora_r,
+                precision=learner.precision,
+                load_in_4bit=model.load_in_4bit,
+                gradient_checkpointing=model.gradient_checkpointing,
+            )
+
+        return RunMemory(
+            MemoryFindings(self._paths),
+            {
+                "training": circumstances("training", rows),
+                "evaluation": circumstances("evaluation", rows if held_out is None else held_out),
+            },
+            {
+                "training": train.per_device_train_batch_size,
+                "evaluation": self._config.evaluation.per_device_eval_batch_size,
+            },
+        )
 
     # --- train
 
@@ -257,12 +302,19 @@ class Run:
             and start.facts.eval_loss is None
             and trainer.held_out is not None
         )
-        if start is None or start.facts.step < total or owes_evaluation:
+        is_open = start is None or (start.facts.step < total and callback.stopped_early is None)
+        if is_open or owes_evaluation:
             trainer.args.eval_on_start = owes_evaluation
-            trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+            try:
+                trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+            except (OSError, EnvironmentNotReady):
+                checkpoints.remove_torn(self._folder.folder)  # what a full disk cut short only fills it
+                raise
             self._link.check()
-            if trainer.state.global_step != total:
+            if trainer.state.global_step != total and callback.stopped_early is None:
                 raise JobFailed("steps", f"did {trainer.state.global_step} of {total} planned steps")
+        if callback.stopped_early is not None:
+            self._note(f"stopped early: {callback.stopped_early}")
 
     # --- evaluate
 
@@ -271,7 +323,9 @@ class Run:
     ) -> Result:
         """Compare the best checkpoint with what the run began with, on the same held-out records."""
         self._phase("evaluating")
-        candidate = checkpoints.best(checkpoints.list_checkpoints(self._folder.folder))
+        candidate = checkpoints.best(
+            checkpoints.list_checkpoints(self._folder.folder), self._config.scoring.selection
+        )
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         if held_out is None:

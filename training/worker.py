@@ -22,6 +22,7 @@ from config import Paths
 from errors import EnvironmentNotReady, FileRefused, JobFailed, TrainboxError
 from monitoring.events import EventWriter, OutcomeEvent, PhaseEvent
 from training.daemon_link import DaemonLink
+from training.guard import start_guard
 from training.jobs import Job, JobStore
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
     line = commands.readline()
     if not line:
         return 0
+    start_guard()
     link.listen(commands)
     link.start_heartbeat()
     link.emit(carry_out(Paths(base), orjson.loads(line)["job_id"], link))
@@ -122,4 +124,7 @@ def _unforeseen(error: Exception) -> OutcomeEvent:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    logging.shutdown()
+    # All that matters is on the disk and said; torch would take seconds to take itself apart.
+    os._exit(exit_code)

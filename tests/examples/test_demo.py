@@ -12,7 +12,8 @@ from rich.progress import Progress, TaskID
 from config import load_config
 from examples import demo
 from examples.make_tickets import TRAIN_FILE
-from monitoring.training_status import RecentExample, TrainingStatus
+from monitoring.evaluation_windows import RecentExample
+from monitoring.training_status import TrainingStatus
 
 
 @pytest.fixture

@@ -323,6 +323,16 @@ def test_a_private_copy_has_the_bytes_and_their_hash(
     assert copy.read_bytes() == path.read_bytes()
 
 
+def test_whoever_waits_hears_again_and_again_that_a_large_file_is_being_copied(
+    paths: Paths, inbox: Inbox, clock: Clock, tmp_path: Path
+) -> None:
+    drop(paths, "a.jsonl", "x" * 3 * durable.COPY_CHUNK_BYTES)
+    candidate, copy = candidate_of(paths, inbox, clock), tmp_path / "copy"
+    sizes: list[int] = []
+    copy_privately(candidate, copy, lambda: sizes.append(copy.stat().st_size))
+    assert sizes == [0, durable.COPY_CHUNK_BYTES, 2 * durable.COPY_CHUNK_BYTES]
+
+
 def test_a_file_that_changed_since_the_scan_is_not_taken(
     paths: Paths, inbox: Inbox, clock: Clock, tmp_path: Path
 ) -> None:
@@ -420,3 +430,40 @@ def test_a_long_name_is_cut_between_characters_and_escapes(stem: str) -> None:
     assert len(place.encode()) <= MAX_PLACE_BYTES
     last = kept[-3:]
     assert "%" not in kept or (last.startswith("%") and len(last) == 3)
+
+
+@pytest.mark.config_key("inbox.unfinished_line_seconds")
+@pytest.mark.parametrize("patience", [30.0, 60.0])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_file_that_ends_in_the_middle_of_a_line_stands_still_longer(
+    name: str, patience: float, paths: Paths, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = Inbox(paths, InboxConfig(unfinished_line_seconds=patience, poll_seconds=100.0), clock)
+    drop(paths, name, '{"text": "half a rec')
+    assert settle(inbox, clock) == []
+    assert inbox.settling()
+    assert inbox.seconds_to_next_look() == patience - 3.0
+    clock.now += patience - 3.1
+    assert inbox.scan() == []
+    clock.now += 0.2
+    assert [names(inbox.scan()) for _ in range(3)] == [[name]] * 3
+    assert caplog.text.count("ends in the middle of a line and is taken as it is") == 1
+
+
+def test_a_line_that_is_finished_in_time_is_waited_for_as_usual(
+    paths: Paths, inbox: Inbox, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = drop(paths, "a.jsonl", '{"text": "half a rec')
+    assert settle(inbox, clock) == []
+    path.write_text('{"text": "half a record"}\n', encoding="utf-8")
+    assert names(settle(inbox, clock)) == ["a.jsonl"]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.parquet"])
+def test_a_file_that_is_not_made_of_lines_needs_no_last_one(
+    name: str, paths: Paths, inbox: Inbox, clock: Clock
+) -> None:
+    drop(paths, name, "[]")
+    drop(paths, "empty.jsonl", "")
+    assert names(settle(inbox, clock)) == [name, "empty.jsonl"]

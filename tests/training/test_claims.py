@@ -161,7 +161,7 @@ def test_a_file_above_max_file_bytes_is_rejected_before_it_is_copied(
 ) -> None:
     desk = Desk(paths, "inbox.max_file_bytes=10")
     monkeypatch.setattr(claims_module, "copy_privately", lambda *_: pytest.fail("it was copied"))
-    desk.drop("big.jsonl", "x" * 11)
+    desk.drop("big.jsonl", "x" * 10 + "\n")
     aside = desk.claim_aside()
     assert aside.verdict == "too_large"
     assert "11 bytes" in aside.reason and "at most 10 (inbox.max_file_bytes)" in aside.reason

@@ -13,6 +13,7 @@ import durable
 from config import BackupConfig
 from training import checkpoints
 from training.backups import Backups
+from training.checkpoint_scorer import ScoredCheckpoint, score_parts
 from training.checkpoints import CheckpointFacts
 from training.jobs import Job, JobStore, Source
 from training.retention import Plan, Retention, size_of
@@ -59,7 +60,9 @@ def add_run(shelf: Any, number: int, *, state: str = "finished") -> Path:
             eval_loss=step / 10,
             is_candidate=True,
         )
-        checkpoints.seal(run.checkpoint(step), facts)
+        parts = score_parts({"eval_loss": step / 10, "train_loss": step / 10})
+        scored = ScoredCheckpoint(step, step / 10, step / 10, 1, parts)
+        checkpoints.seal(run.checkpoint(step), facts, scored)
     return run.folder
 
 

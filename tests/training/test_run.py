@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from durable import read_json, sha256_file, verify_folder
+from tests.exactness import learned
 from training.batches import Batch, StepPlan
 from training.checkpoints import list_checkpoints
 from training.trainer import ChatTrainer, Losses
@@ -139,23 +140,17 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     assert first.step == 5
     assert second.outcome == "completed"
     assert of_kind(events, "step")[0]["step"] == 6
-    assert adapter_of(workshop, "v0002") == adapter_of(workshop, "v0001")
-    one, two = (version_of(workshop, name).facts for name in ("v0001", "v0002"))
-    assert (two.tokens, two.train_loss, two.best_checkpoint) == (
-        one.tokens,
-        one.train_loss,
-        one.best_checkpoint,
-    )
+    assert learned(workshop.paths, "v0002") == learned(workshop.paths, "v0001")
 
 
 def test_preference_runs_are_exact_to_resume_too(workshop: Any, make_pairs: Records) -> None:
-    for loss in ("dpo", "orpo"):
-        settings = (*EXACT, *STEPS, f"train.preference_loss={loss}")
+    for loss, batching in (("dpo", "buckets"), ("dpo", "packed"), ("orpo", "buckets")):
+        settings = (*EXACT, *STEPS, f"train.preference_loss={loss}", f"train.batching={batching}")
         undisturbed, _ = workshop.carry_out(workshop.job(make_pairs(30), *settings))
         job = workshop.job(make_pairs(30), *settings)
         workshop.carry_out(job, command="pause", at_step=5)
         resumed, _ = workshop.carry_out(job)
-        assert adapter_of(workshop, resumed.version) == adapter_of(workshop, undisturbed.version)
+        assert learned(workshop.paths, resumed.version) == learned(workshop.paths, undisturbed.version)
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(workshop: Any, make_chats: Records) -> None:
@@ -498,3 +493,121 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     outcome, _ = workshop.carry_out(workshop.job(make_chats(40)))
     assert (outcome.outcome, outcome.kind) == ("failed", "nan")
     assert list(VersionStore(workshop.paths).list()) == []
+
+
+def test_what_memory_held_is_known_to_the_next_run(
+    workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ChatTrainer.losses
+    tried: list[int] = []
+
+    def short_of_memory(self: ChatTrainer, batch: Batch) -> Losses:
+        tried.append(len(batch.counts))
+        if len(batch.counts) > (2 if self.model.training else 3):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch)
+
+    monkeypatch.setattr(ChatTrainer, "losses", short_of_memory)
+    settings = ("evaluation.sample_prompts=0", "evaluation.per_device_eval_batch_size=4")
+    workshop.carry_out(workshop.job(make_chats(24), *settings))
+    assert max(tried) == 8
+    for changes, largest, count in ((), 2, 2), (("train.lora_r=4",), 8, 0):
+        tried.clear()
+        _, events = workshop.carry_out(workshop.job(make_chats(24), *settings, *changes))
+        notes = [event["message"] for event in of_kind(events, "note") if "earlier run" in event["message"]]
+        assert (max(tried), len(notes)) == (largest, count)
+
+
+@pytest.mark.config_key(
+    *("scoring.eval_loss_weight", "scoring.gap_weight"),
+    *("scoring.perplexity_weight", "scoring.improvement_weight"),
+)
+def test_each_evaluation_is_scored_once_with_the_configured_weights(
+    workshop: Any, make_chats: Records
+) -> None:
+    weights = {"eval_loss": 0.7, "gap": 0.2, "perplexity": 0.4, "improvement": 0.3}
+    job = workshop.job(
+        make_chats(40), *STEPS, *(f"scoring.{name}_weight={weight}" for name, weight in weights.items())
+    )
+    _, events = workshop.carry_out(job)
+    evaluations = {event["step"]: event for event in of_kind(events, "evaluated")}
+    kept = list_checkpoints(workshop.folder(job).folder)
+    assert len(kept) == 3 < len(evaluations)
+    for checkpoint in kept:
+        scored, said = checkpoint.scored, evaluations[checkpoint.facts.step]
+        assert scored is not None
+        assert said["score"] == scored.score
+        assert said["parts"] == scored.to_json()["parts"]
+        assert scored.parts.eval_loss == pytest.approx(0.7 * said["eval_loss"])
+        assert scored.parts.gap == pytest.approx(
+            0.2 * abs(said["train_loss"] - said["eval_loss"]) / said["eval_loss"]
+        )
+        assert scored.parts.perplexity == pytest.approx(0.4 * min(math.exp(said["eval_loss"]) / 20, 1))
+        assert scored.parts.improvement in (-0.3, 0.0)
+    best_step = min(evaluations.values(), key=lambda event: event["score"])["step"]
+    assert version_of(workshop, "v0001").facts.best_checkpoint == best_step
+
+
+def test_a_resumed_run_scores_as_the_undisturbed_one(workshop: Any, make_chats: Records) -> None:
+    jobs = [workshop.job(make_chats(40), *STEPS, *EXACT) for _ in range(2)]
+    workshop.carry_out(jobs[0])
+    workshop.carry_out(jobs[1], command="pause", at_step=5)
+    workshop.carry_out(jobs[1])
+    scores = [
+        [checkpoint.scored for checkpoint in list_checkpoints(workshop.folder(job).folder)] for job in jobs
+    ]
+    assert scores[0] == scores[1]
+    assert None not in scores[0]
+
+
+@pytest.mark.config_key(
+    "train.early_stopping_patience", "train.early_stopping_threshold", "train.early_stopping_metric"
+)
+def test_a_run_that_stops_getting_better_ends_early_and_says_why(workshop: Any, make_chats: Records) -> None:
+    never_better = ("train.early_stopping_patience=2", "train.early_stopping_threshold=100")
+    jobs = [workshop.job(make_chats(40), *STEPS, "train.num_train_epochs=2", *never_better) for _ in range(2)]
+    outcome, events = workshop.carry_out(jobs[0])
+    assert outcome.outcome == "completed"
+    steps = [event["step"] for event in of_kind(events, "evaluated")]
+    assert len(steps) == 3 and steps[-1] < of_kind(events, "plan")[0]["total_steps"]
+    (note,) = [event["message"] for event in of_kind(events, "note") if "early" in event["message"]]
+    assert note.startswith("stopped early: eval_loss has not improved by more than 100 in 2 evaluations")
+    assert version_of(workshop, "v0001").facts.steps == steps[-1]
+    workshop.carry_out(jobs[1], command="pause", at_step=steps[1] + 1)
+    _, resumed = workshop.carry_out(jobs[1])
+    assert of_kind(resumed, "step")[-1]["step"] == steps[-1]
+    by_score = workshop.job(make_chats(40), *STEPS, *never_better, "train.early_stopping_metric=score")
+    assert any("score has not" in event.get("message", "") for event in workshop.carry_out(by_score)[1])
+
+
+@pytest.mark.config_key("monitoring.sample_steps", "monitoring.max_overhead")
+def test_close_looks_come_as_often_as_configured(workshop: Any, make_chats: Records) -> None:
+    jobs = [
+        workshop.job(make_chats(40), *STEPS, *overrides)
+        for overrides in (
+            ("monitoring.sample_steps=3", "monitoring.max_overhead=1"),
+            ("monitoring.sample_steps=3", "monitoring.max_overhead=1e-9"),
+            ("monitoring.sample_steps=0",),
+        )
+    ]
+    often, seldom, never = (of_kind(workshop.carry_out(job)[1], "signals") for job in jobs)
+    assert [event["step"] for event in often][:3] == [2, 5, 8]
+    assert [event["step"] for event in seldom] == [2]
+    assert never == []
+    last = often[-1]
+    assert 0 < last["token_entropy"] < math.log(400)
+    assert 0 < last["monitoring_overhead"] < 1
+    summary = last["lora_summary"]
+    assert summary["total_layers"] == len(last["lora_stats"]) == 14
+    assert summary["dead_layers"] == []
+    layer = last["lora_stats"][summary["top_layers"][0]["name"]]
+    assert layer["current_grad_norm"] == pytest.approx(summary["top_layers"][0]["grad_norm"])
+    assert layer["norm_b"] > 0 and layer["update_ratio"] > 0 and layer["effective_rank"] >= 1
+
+
+def test_looking_closely_changes_no_byte_of_what_is_learned(workshop: Any, make_chats: Records) -> None:
+    jobs = [workshop.job(make_chats(24), *STEPS, f"monitoring.sample_steps={every}") for every in (1, 0)]
+    workshop.carry_out(jobs[0])
+    assert VersionStore(workshop.paths).current() is None  # it is the daemon that moves it
+    workshop.carry_out(jobs[1])
+    assert adapter_of(workshop, "v0001") == adapter_of(workshop, "v0002")
