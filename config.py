@@ -386,6 +386,11 @@ class RunPaths:
         return self.folder / "config.yaml"
 
     @property
+    def start(self) -> Path:
+        """What the run began with: its parent version and its precision."""
+        return self.folder / "start.json"
+
+    @property
     def data(self) -> Path:
         return self.folder / "data"
 
@@ -511,6 +516,11 @@ class Paths:
     @property
     def versions_lock(self) -> Path:
         return self.base / "status" / "versions.lock"
+
+    @property
+    def housekeeping_lock(self) -> Path:
+        """Held while versions are copied, merged or removed."""
+        return self.base / "status" / "housekeeping.lock"
 
     @property
     def runs(self) -> Path:

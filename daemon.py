@@ -35,6 +35,7 @@ from training.claims import Claims, SetAside
 from training.control import Control
 from training.disk_space import NOTHING, forecast, shortage
 from training.filing import file_away
+from training.housekeeping import Housekeeper
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
 from training.ledger.keeper import LedgerKeeper
@@ -97,6 +98,7 @@ class Daemon:
         )
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
+        self._housekeeper = Housekeeper(paths, config, on_rest=self._bell.ring)
 
         self._ledger = LedgerKeeper(paths, config.ledger)
         self._queue = JobQueue(self._store, self._ledger.note)
@@ -137,6 +139,7 @@ class Daemon:
                 self._queue.save(changed(job, state="queued"))
         self._ledger.start()
         self._watch.start()
+        self._housekeeper.start()
         self._notifier.send("READY=1")
         logger.info("Watching %s (pid %d)", self._paths.inbox, os.getpid())
 
@@ -159,6 +162,7 @@ class Daemon:
         """Let go of the worker, the watch and the status; the queue lies on disk."""
         self._notifier.send("STOPPING=1")
         self._watch.stop()
+        self._housekeeper.stop()
         self._runner.release()
         self._ledger.stop()
         self._status.acknowledge()
@@ -404,6 +408,7 @@ class Daemon:
         else:
             self._status.update(status="completed" if job.outcome == "completed" else "idle")
         self._tell_queue()
+        self._housekeeper.wake()
 
     def _steps_until(self, version: str | None) -> int:
         """Return how many optimizer steps led to a version, over its whole lineage."""
@@ -421,7 +426,7 @@ class Daemon:
     # What the world is told
 
     def _is_idle(self) -> bool:
-        return self._is_inbox_quiet and not self._queue
+        return self._is_inbox_quiet and not self._queue and not self._housekeeper.is_busy
 
     def _tell_rest(self) -> None:
         """Say that nothing runs, and why; how the last run ended stays to be seen."""
@@ -468,7 +473,7 @@ class Daemon:
             next_files=tuple(job.name for job in waiting[:SHOWN_NAMES]),
             settling=self._inbox.settling(),
             left_in_place=dict(itertools.islice(self._inbox.problems.items(), SHOWN_NAMES)),
-            trouble=self._inbox.trouble or self._claim_trouble,
+            trouble=self._inbox.trouble or self._claim_trouble or self._housekeeper.trouble,
         )
         self._status.update(queue=queue, batch_queue_size=len(waiting))
 

@@ -581,3 +581,28 @@ def test_wrong_usage_ends_with_2_and_says_what_to_do(base: Base, arguments: list
     )
     assert process.returncode == 2
     assert message in process.stderr
+
+
+def test_a_new_version_is_copied_to_the_second_root_before_an_idle_daemon_ends(
+    base: Base, tmp_path: Path
+) -> None:
+    root = tmp_path / "second disk"
+    root.mkdir()
+    base.drop()
+    base.run(f"backup.root={root}")
+    assert durable.is_sealed(root / "v0001")
+
+
+def test_a_second_root_that_is_away_is_told_and_stops_no_training(base: Base, tmp_path: Path) -> None:
+    base.drop()
+    log = base.run(f"backup.root={tmp_path / 'away'}")
+    assert base.job().outcome == "completed"
+    assert "mount its disk" in log
+    assert "mount its disk" in base.status.queue.trouble
+
+
+def test_checkpoints_of_finished_runs_go_when_the_budget_is_spent(base: Base) -> None:
+    base.drop(steps=4, checkpoint_every=2)
+    base.run("retention.max_bytes=0")
+    assert list(base.paths.run(base.job().job_id).folder.glob("checkpoint-*")) == []
+    assert VersionStore(base.paths).get("current").name == "v0001"

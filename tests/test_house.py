@@ -32,7 +32,7 @@ TORCH = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
 TORCH_ROOMS = {
     *("training.worker", "training.dataset", "training.model", "training.trainer", "training.callbacks"),
     *("training.batches", "training.adapter", "training.optimization"),
-    *("training.tuning", "training.base_model"),
+    *("training.tuning", "training.base_model", "training.merging", "training.gguf_file"),
     *("monitoring.live_monitor", "monitoring.lora_monitor"),
     *("evaluation.generation", "evaluation.losses", "evaluation.fixed_eval", "serving.inference"),
     "evaluation.short_memory",

@@ -46,7 +46,7 @@ class HeldOutExamples:
         self._template = template
         self._config = config
         self._link = link
-        self._conversations = list(islice(_answered(records), config.sample_prompts))
+        self._conversations = list(islice(answered_conversations(records), config.sample_prompts))
 
     def show(self, step: int) -> None:
         """Answer every prompt and send what was expected beside what came."""
@@ -76,7 +76,7 @@ class HeldOutExamples:
             )
 
 
-def _answered(records: Path) -> list[list[Message]]:
+def answered_conversations(records: Path) -> list[list[Message]]:
     """Return the conversations that end with an answer in words, without tools."""
     return [
         list(record.messages)

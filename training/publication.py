@@ -72,6 +72,7 @@ class Publication:
         held_out = _held_out(self.result)
         return VersionFacts(
             parent=None if self.parent is None else self.parent.name,
+            consolidated=None if self.parent is None else self.parent.facts.consolidated,
             job_id=self.job.job_id,
             input_name=self.job.name,
             input_sha256=self.job.sha256,

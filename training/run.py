@@ -22,10 +22,10 @@ from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEven
 from monitoring.live_monitor import watch
 from training import checkpoints
 from training.adapter import adapter_weights, load_adapter, set_adapter_weights
-from training.base_model import prepare_base
 from training.callbacks import RunCallback
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import TokenRows, tokenise_run
+from training.full_models import base_under
 from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
 from training.jobs import Job
 from training.memory_findings import Circumstances, MemoryFindings, Purpose, RunMemory, length_bucket
@@ -83,12 +83,16 @@ class Run:
 
     def _make_version(self) -> Version:
         set_threads(self._config.train)
-        base = prepare_base(self._paths, self._config.model.base)
+        start = self._start()
+        parent = self._parent(start)
+        base = base_under(
+            self._paths, self._config.model, None if parent is None else parent.facts, prepare=True
+        )
         template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
         self._validate(template)
         rows, held_out = self._tokenise(template, hash_tokenizer(base, self._config.model))
         self._phase("loading")
-        learner, parent = self._load(base)
+        learner = self._load(base, parent, start)
         trainer, callback = self._prepare(learner, parent, template, rows, held_out)
         initial = adapter_weights(learner.model)
         self._train(trainer, callback)
@@ -170,25 +174,36 @@ class Run:
 
     # --- load
 
-    def _load(self, base: Path) -> tuple[Learner, Version | None]:
+    def _start(self) -> Start | None:
+        """Return what this run began with, or None when it has not begun."""
+        if not self._folder.start.exists():
+            return None
+        stored = durable.read_json(self._folder.start)
+        return Start(stored["parent"], stored["precision"])
+
+    def _parent(self, start: Start | None) -> Version | None:
+        """Return the version this run continues: the one it began with, or the current one."""
+        if start is None:
+            return self._versions.current()
+        return None if start.parent is None else self._versions.get(start.parent)
+
+    def _load(self, base: Path, parent: Version | None, start: Start | None) -> Learner:
         """Load the model this run began with, or begins with now."""
-        start_file = self._folder.folder / "start.json"
-        start: Start | None = None
-        if start_file.exists():
-            stored = durable.read_json(start_file)
-            start = Start(stored["parent"], stored["precision"])
-            parent = None if start.parent is None else self._versions.get(start.parent)
-        else:
-            parent = self._versions.current()
         if parent is not None:
             self._versions.verify(parent)
         learner = load_learner(base, self._config, parent, None if start is None else start.precision)
         if start is None:
             document = {"parent": None if parent is None else parent.name, "precision": learner.precision}
-            durable.write_json(start_file, {"schema_version": 1, **document})
+            durable.write_json(self._folder.start, {"schema_version": 1, **document})
         for note in learner.notes:
             self._note(note)
-        return learner, parent
+        return learner
+
+    def _moments(self, parent: Version | None) -> Path | None:
+        """Return where the moments to start with lie; the new adapter of a merged version has none."""
+        if parent is None or self._config.train.optimizer_state != "carry":
+            return None
+        return None if parent.facts.kind == "consolidation" else parent.folder / TRAINING_STATE
 
     def _prepare(
         self,
@@ -214,13 +229,12 @@ class Run:
             if purpose == "evaluation":  # of training the callback tells, once a step
                 self._note(f"memory was short: {size} held-out records are scored at once from now on")
 
-        carries = parent is not None and self._config.train.optimizer_state == "carry"
         trainer.setup(
             self._config,
             rows,
             held_out,
             template.pad_token_id,
-            moments=parent.folder / TRAINING_STATE if parent is not None and carries else None,
+            moments=self._moments(parent),
             on_eval_batch=self._link.check,
             on_short_memory=on_short_memory,
             live=watch(learner.model.named_parameters(), self._config.monitoring),
