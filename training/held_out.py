@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 import durable
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
-from evaluation.generation import Generator
 from intake.formats import Record
 from monitoring.events import ExampleEvent
 from training.daemon_link import DaemonLink
+
+if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
+    from evaluation.generation import Generator
 
 
 def held_out_keys(paths: Paths) -> frozenset[bytes]:
