@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tests.crash import kills
+from tests.crash import kills, planted
 from tests.crash.strike import Say
 from tests.crash.tally import Tally
 
 PARTS: Mapping[str, Callable[[Say], Tally]] = {
     "kills": kills.run,
+    "planted": planted.run,
 }
 
 

@@ -62,7 +62,7 @@ class Startup:
 
 def begin(startup: Startup, process: str) -> None:
     """Prepare this process, which is called `process`."""
-    if startup.bug is not None:
+    if startup.bug is not None and process == "daemon":
         from tests.crash.planted import plant
 
         plant(startup.bug)
