@@ -21,6 +21,7 @@ def file_away(paths: Paths, job: Job) -> Path:
     run = paths.run(job.job_id)
     if not paths.inbox.is_dir():
         raise FileNotFoundError(f"{paths.inbox}: the folder is missing; make it again or mount it")
+    _remove_unfinished(paths, job)
     folder = folder_for(paths, job)
     durable.make_folder(folder)
     place = folder / job.place
@@ -45,6 +46,17 @@ def folder_for(paths: Paths, job: Job) -> Path:
         "skipped": paths.skipped,
         "failed": paths.failed,
     }[job.outcome]
+
+
+def _remove_unfinished(paths: Paths, job: Job) -> None:
+    """Remove what a killed worker left half done; no other worker comes to this run and finds it."""
+    run = paths.run(job.job_id)
+    for parent, pattern in ((run.folder, "*"), (run.data, "*"), (paths.held_out, f".{job.job_id}")):
+        for path in sorted(parent.glob(f"{pattern}{durable.PARTIAL_SUFFIX}")):
+            if path.is_dir() and not path.is_symlink():
+                durable.remove_tree(path)
+            else:
+                path.unlink()
 
 
 def _ending(job: Job) -> dict[str, Any]:

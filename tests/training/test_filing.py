@@ -59,6 +59,17 @@ def test_each_outcome_has_its_folder(paths: Paths, outcome: str, folder: str) ->
     assert os.listdir(paths.processing) == []
 
 
+def test_what_a_killed_worker_left_half_done_goes_with_its_job(paths: Paths) -> None:
+    job = ended_job(paths, "skipped")
+    run = paths.run(job.job_id)
+    (run.folder / ".checkpoint-2.removed.partial" / "state").mkdir(parents=True)
+    (run.data / ".train.jsonl.partial").touch()
+    (paths.held_out / f".{job.job_id}.partial").touch()
+    (paths.held_out / ".000002-0b0b0b0b.partial").touch()
+    file_away(paths, job)
+    assert [path.name for path in paths.base.rglob("*.partial")] == [".000002-0b0b0b0b.partial"]
+
+
 def test_the_report_card_lies_beside_the_file_with_the_ending(paths: Paths) -> None:
     job = ended_job(paths, "completed", version="v0001")
     write_card(paths, job)
