@@ -51,12 +51,13 @@ def folder_for(paths: Paths, job: Job) -> Path:
 def _remove_unfinished(paths: Paths, job: Job) -> None:
     """Remove what a killed worker left half done; no other worker comes to this run and finds it."""
     run = paths.run(job.job_id)
-    for parent, pattern in ((run.folder, "*"), (run.data, "*"), (paths.held_out, f".{job.job_id}")):
-        for path in sorted(parent.glob(f"{pattern}{durable.PARTIAL_SUFFIX}")):
-            if path.is_dir() and not path.is_symlink():
-                durable.remove_tree(path)
-            else:
-                path.unlink()
+    torn = [folder for folder in run.folder.glob("checkpoint-*") if not (folder / durable.MANIFEST).is_file()]
+    partial = f"*{durable.PARTIAL_SUFFIX}"
+    for path in sorted([*torn, *run.folder.rglob(partial), *paths.held_out.glob(f".{job.job_id}{partial}")]):
+        if path.is_dir() and not path.is_symlink():
+            durable.remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 def _ending(job: Job) -> dict[str, Any]:
