@@ -56,12 +56,12 @@ class ForkedDaemon:
         base: Path,
         overrides: Sequence[str],
         *,
-        worker_command: Sequence[str] | None = None,
+        worker_main: Callable[[list[str]], int] = stub_worker.main,
     ) -> None:
-        """Without a `worker_command` the workers are forked too, and are the stub."""
+        """The workers, forked too, run `worker_main`."""
         self.paths = Paths(base)
         self._overrides = list(overrides)
-        self._worker_command = worker_command
+        self._worker_main = worker_main
         self._log = base.parent / f"{base.name}.log"
         self.pid: int | None = None
 
@@ -152,7 +152,7 @@ class ForkedDaemon:
                     self.paths.base,
                     overrides=self._overrides,
                     until_idle=until_idle,
-                    worker_command=self._worker_command or ("stub",),
+                    worker_command=("forked",),
                     retry_seconds=RETRY_SECONDS,
                 )
         except BaseException:  # noqa: BLE001 - what an interpreter does with an exception nobody caught
@@ -167,10 +167,9 @@ class ForkedDaemon:
             os.dup2(os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), number)
         os.closerange(3, 256)
         sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - to its end
-        if self._worker_command is None:
-            ForkedWorker.main, ForkedWorker.startup = stub_worker.main, Startup()
-            fork = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)
-            runner.subprocess = fork  # type: ignore[assignment, attr-defined]
+        ForkedWorker.main, ForkedWorker.startup = self._worker_main, Startup()
+        fork = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)
+        runner.subprocess = fork  # type: ignore[assignment, attr-defined]
 
     def _reap(self) -> int:
         assert self.pid is not None
