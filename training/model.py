@@ -105,6 +105,9 @@ def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrain
         "dtype": getattr(torch, precision),
         "attn_implementation": config.attn_implementation,
         "local_files_only": True,
+        # Weights are data: no pickles, and no code that lies beside them.
+        "use_safetensors": True,
+        "trust_remote_code": False,
     }
     if config.load_in_4bit:
         settings |= {"quantization_config": _four_bits(), "device_map": {"": 0}}

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
@@ -301,12 +302,11 @@ def _left_in_place() -> Iterator[BadInput]:
     outside = tempfile.mkdtemp(prefix="trainbox-outside-").encode()
     foreign = os.path.join(outside, b"foreign.jsonl")
     _writer(GOOD)(foreign)
-    for number, target in enumerate(
-        (b"/etc/passwd", b"/dev/zero", b"nowhere", b"link-3.jsonl", foreign, outside)
-    ):
-        yield BadInput(b"link-%d.jsonl" % number, lambda path, target=target: os.symlink(target, path), None)
-    yield BadInput(b"linked-folder", lambda path: os.symlink(outside, path), None)
-    yield BadInput(b"hard link.jsonl", lambda path: os.link(foreign, path), None)
+    targets = (b"/etc/passwd", b"/dev/zero", b"nowhere", b"link-3.jsonl", foreign, outside)
+    for number, target in enumerate(targets):
+        yield BadInput(b"link-%d.jsonl" % number, partial(os.symlink, target), None)
+    yield BadInput(b"linked-folder", partial(os.symlink, outside), None)
+    yield BadInput(b"hard link.jsonl", partial(os.link, foreign), None)
     yield BadInput(b"pipe.jsonl", os.mkfifo, None)
     yield BadInput(b"socket.jsonl", _make_socket, None)
     yield BadInput(b"folder.jsonl", os.mkdir, None)
