@@ -16,6 +16,7 @@ import orjson
 import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import durable
@@ -113,7 +114,7 @@ def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrain
         settings |= {"quantization_config": _four_bits(), "device_map": {"": 0}}
     try:
         model = AutoModelForCausalLM.from_pretrained(base, **settings)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{base} cannot be loaded with {config!r}: {error}") from error
     return model if config.load_in_4bit else model.to(device())
 
