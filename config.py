@@ -199,8 +199,10 @@ class BackupConfig(Section):
 class LedgerConfig(Section):
     """The index of jobs and metrics."""
 
-    url: str = ""
-    """An SQLAlchemy URL, for instance of PostgreSQL; empty means SQLite in status/ledger.db."""
+    url: Annotated[str, Field(pattern=r"^($|sqlite:///|postgresql\+psycopg://)")] = ""
+    """SQLAlchemy URL of a database that holds this base folder alone; empty means SQLite in status/ledger.db.
+
+    It is stored with each run: a password belongs into ~/.pgpass."""
 
 
 class MonitoringConfig(Section):

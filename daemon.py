@@ -34,6 +34,7 @@ from training.control import Control
 from training.filing import file_away
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
+from training.ledger.keeper import LedgerKeeper
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
 
@@ -89,7 +90,8 @@ class Daemon:
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
 
-        self._queue = JobQueue(self._store)
+        self._ledger = LedgerKeeper(paths, config.ledger)
+        self._queue = JobQueue(self._store, self._ledger.note)
         self._running: Job | None = None
         self._runs = 0
         self._scan_at = clock()
@@ -117,11 +119,13 @@ class Daemon:
         self._status.write()
         self._control.discard_stop()
         self._claims.recover()
+        self._versions.remove_unfinished()
         self._versions.roll_forward()
         for job in self._queue.waiting():
             if job.state == "running":
                 logger.info("Found job %s interrupted at step %s; it goes on", job.job_id, job.step or 0)
                 self._queue.save(changed(job, state="queued"))
+        self._ledger.start()
         self._watch.start()
         self._notifier.send("READY=1")
         logger.info("Watching %s (pid %d)", self._paths.inbox, os.getpid())
@@ -146,9 +150,10 @@ class Daemon:
         self._notifier.send("STOPPING=1")
         self._watch.stop()
         self._runner.release()
+        self._ledger.stop()
         self._status.acknowledge()
         self._tell_rest()
-        self._status.update(state="stopped")
+        self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
         logger.info("Stopped")
 
     # What a person wants
@@ -207,7 +212,7 @@ class Daemon:
         self._obey()
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
-        self._status.beat()
+        self._status.update(ledger_trouble=self._ledger.trouble)
         self._tell_systemd()
         return self._wish()
 
@@ -304,6 +309,7 @@ class Daemon:
             durable.append_line(self._store.run(job).events, line)
         except OSError as error:
             logger.warning("Lost an event of job %s: %s", job.job_id, error)
+        self._ledger.note(job)
         if isinstance(event, PlanEvent):
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
@@ -339,8 +345,10 @@ class Daemon:
 
     def _file(self, job: Job) -> None:
         """Make a completed job's version current if it shall be, and put the job's file where it belongs."""
+        self._versions.remove_unfinished()
         if job.outcome == "completed":
             self._versions.roll_forward()
+        self._claims.withdraw(job)  # it may have been impossible when the job was made
         place = file_away(self._paths, job)
         self._queue.finish(job)
         logger.info("Filed job %s (%s) as %s", job.job_id, job.outcome, place.relative_to(self._paths.base))
@@ -446,7 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return run(options.base, overrides=options.set, until_idle=options.until_idle)
-    except TrainboxError as error:
+    except (TrainboxError, OSError) as error:  # no disk, no right: for people, and for whoever restarts us
         sys.stderr.write(f"trainbox: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
 

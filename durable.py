@@ -40,20 +40,37 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def partial_name(path: Path) -> Path:
+    """Return the temporary sibling under which `path` is prepared."""
+    return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    """Leave no temporary file behind when the disk is full or broken; only a kill does."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Replace `path` by `data` in one step: a reader sees the old bytes or the new, never a mixture.
 
     With `sync` false the replacement is still atomic but may be undone by a power cut, which is right
     for files that are rewritten every few seconds.
     """
-    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    with open(temporary, "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        if sync:
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = partial_name(path)
+    with _removed_on_error(temporary):
+        with open(temporary, "wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
     if sync:
         fsync_folder(path.parent)
 
@@ -112,6 +129,18 @@ def copy_file(source: Path, destination: Path) -> None:
         os.close(descriptor)
 
 
+def copy_once(source: Path, destination: Path) -> None:
+    """Copy a file so that `destination` appears whole or not at all; do nothing when it is there."""
+    if os.path.lexists(destination):
+        return
+    temporary = partial_name(destination)
+    temporary.unlink(missing_ok=True)
+    with _removed_on_error(temporary):
+        copy_file(source, temporary)
+        rename_new(temporary, destination)
+    fsync_folder(destination.parent)
+
+
 def rename_new(source: Path, destination: Path) -> None:
     """Rename without ever replacing; raise FileExistsError when `destination` is taken."""
     result = _libc.renameat2(
@@ -144,7 +173,7 @@ def move_file(source: Path, destination: Path) -> None:
 
 def point_symlink(link: Path, target: str) -> None:
     """Make `link` point to `target` by one rename; a reader always finds the old or the new."""
-    temporary = link.with_name(f".{link.name}{PARTIAL_SUFFIX}")
+    temporary = partial_name(link)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)

@@ -57,7 +57,9 @@ RECENT_EXAMPLES = 5
 RATE_WINDOW_STEPS = 50
 STALE_INTERVALS = 15
 """A daemon that lives but has written nothing for so many status intervals is stale."""
-_AT_ONCE = frozenset({"state", "status", "job_id", "control", "message", "version", "queue"})
+_AT_ONCE = frozenset(
+    {"state", "status", "job_id", "control", "message", "version", "queue", "ledger_trouble"}
+)
 
 
 class _Part(BaseModel):
@@ -127,6 +129,8 @@ class TrainingStatus(_Part):
     """The version that is current."""
     control: ControlStatus | None = None
     queue: QueueStatus = QueueStatus()
+    ledger_trouble: str | None = None
+    """Why the ledger is behind the directories; it catches up by itself."""
     batch_queue_size: int | None = None
     batch_number: int | None = None
 

@@ -357,6 +357,19 @@ def test_an_inbox_that_vanishes_under_a_job_costs_it_nothing(base: Base) -> None
     base.end(daemon)
 
 
+def test_a_file_that_could_not_be_moved_when_claimed_is_filed_all_the_same(base: Base) -> None:
+    base.drop()
+    base.paths.processing.rmdir()
+    base.paths.processing.touch()
+    daemon = base.start()
+    wait_until(lambda: base.is_in("waiting"))
+    base.paths.processing.unlink()
+    wait_until(lambda: base.files("done") == {"a.jsonl"})
+    assert not (base.paths.inbox / "a.jsonl").exists()
+    assert (base.job().outcome, base.job().attempts) == ("completed", 1)
+    base.end(daemon)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
 def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
     folder = tmp_path / "small"
@@ -677,6 +690,22 @@ def test_the_log_is_rotated_at_max_bytes_and_backups_are_kept(base: Base) -> Non
     logs = sorted(base.paths.log_file.parent.glob("daemon.log*"))
     assert [log.name for log in logs] == ["daemon.log", "daemon.log.1", "daemon.log.2"]
     assert all(log.stat().st_size <= 500 for log in logs)
+
+
+def test_a_folder_that_cannot_be_worked_in_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "status").touch()
+    command = [sys.executable, str(ROOT / "daemon.py"), "--base", str(tmp_path), "--until-idle"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("trainbox: ") and len(process.stderr.splitlines()) == 1
+
+
+def test_what_a_dead_worker_left_of_a_version_is_removed(base: Base) -> None:
+    leftover = base.paths.versions / ".v0001.partial"
+    leftover.mkdir()
+    (leftover / "adapter_model.safetensors").write_bytes(b"half")
+    base.run()
+    assert os.listdir(base.paths.versions) == []
 
 
 @pytest.mark.parametrize(

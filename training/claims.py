@@ -44,6 +44,8 @@ class Claims:
         self._next_number = store.next_number()
         self._jobs_by_hash: defaultdict[str, list[str]] = defaultdict(list)
         self._places: set[str] = set()
+        self._unfinished: dict[str, Job] = {}
+        """Jobs whose original may still lie in the inbox, by its path there."""
         for job in store.all():
             self._remember(job)
 
@@ -53,10 +55,17 @@ class Claims:
             logger.info("Removed the unfinished folder %s", folder.name)
             durable.remove_tree(folder)
         for job in self._store.queue():
-            self._withdraw(job)
+            self.withdraw(job)
 
     def claim(self, candidate: Candidate) -> Job | SetAside | None:
-        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again."""
+        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again.
+
+        Also None for the original of an earlier job that could not be moved away then: that is done now.
+        """
+        unfinished = self._unfinished.pop(candidate.relative_path, None)
+        if unfinished is not None and _is_still(candidate.path, unfinished):
+            self._finish(unfinished)
+            return None
         if candidate.signature.size_bytes > self._config.inbox.max_file_bytes:
             return self._set_aside_too_large(candidate)
         staging = RunPaths(self._paths.runs / f".{self._next_number:06d}{durable.PARTIAL_SUFFIX}")
@@ -80,10 +89,9 @@ class Claims:
         durable.fsync_folder(staging.data)
         durable.fsync_folder(staging.folder)
         durable.rename_new(staging.folder, self._store.run(job).folder)
-        durable.fsync_folder(self._paths.runs)
         self._next_number += 1
         self._remember(job)
-        self._withdraw(job)
+        self._finish(job)
         logger.info("Claimed inbox/%s as job %s (%d bytes)", candidate.name, job.job_id, job.size_bytes)
         return job
 
@@ -117,7 +125,16 @@ class Claims:
         self._jobs_by_hash[job.sha256].append(job.job_id)
         self._places.add(job.place)
 
-    def _withdraw(self, job: Job) -> None:
+    def _finish(self, job: Job) -> None:
+        """Move the original away once the job is on the disk; the job is there whether that works or not."""
+        try:
+            durable.fsync_folder(self._paths.runs)
+            self.withdraw(job)
+        except OSError as error:
+            logger.warning("Could not move inbox/%s away, will try again: %s", job.name, error)
+            self._unfinished[job.source.relative_path] = job
+
+    def withdraw(self, job: Job) -> None:
         """Move the original to processing/ unless it is not the file that was copied; safe to repeat."""
         original = path_from_relative(self._paths.inbox, job.source.relative_path)
         place = self._paths.processing / job.place

@@ -27,14 +27,8 @@ def held_out_keys(paths: Paths) -> frozenset[bytes]:
 def keep_held_out(paths: Paths, job_id: str) -> None:
     """Copy the held-out records of a run to where they stay when the run is removed; safe to repeat."""
     source = paths.run(job_id).held_out_records
-    destination = paths.held_out / f"{job_id}.jsonl"
-    if destination.exists() or not source.exists():
-        return
-    partial = destination.with_name(f".{job_id}{durable.PARTIAL_SUFFIX}")
-    partial.unlink(missing_ok=True)
-    durable.copy_file(source, partial)
-    durable.rename_new(partial, destination)
-    durable.fsync_folder(paths.held_out)
+    if source.exists():
+        durable.copy_once(source, paths.held_out / f"{job_id}.jsonl")
 
 
 class HeldOutExamples:

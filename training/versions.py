@@ -111,12 +111,16 @@ class VersionStore:
 
     def stage(self) -> Path:
         """Return a fresh, empty folder to put a version together in; what a crash left there is removed."""
-        for leftover in self._paths.versions.glob(f".v*{durable.PARTIAL_SUFFIX}"):
-            logger.info("Removed the unfinished version %s", leftover.name)
-            durable.remove_tree(leftover)
+        self.remove_unfinished()
         staging = self._paths.versions / f".{self.next_name()}{durable.PARTIAL_SUFFIX}"
         durable.make_folder(staging)
         return staging
+
+    def remove_unfinished(self) -> None:
+        """Remove what a worker that is gone has left of a version."""
+        for leftover in self._paths.versions.glob(f".v*{durable.PARTIAL_SUFFIX}"):
+            logger.info("Removed the unfinished version %s", leftover.name)
+            durable.remove_tree(leftover)
 
     def publish(self, staging: Path, facts: VersionFacts) -> Version:
         """Make the staged folder a version: add its card, seal it, and rename it into place.

@@ -6,13 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tests.crash import kills, planted
+from tests.crash import faults, kills, planted, real
 from tests.crash.strike import Say
 from tests.crash.tally import Tally
 
 PARTS: Mapping[str, Callable[[Say], Tally]] = {
     "kills": kills.run,
+    "faults": faults.run,
     "planted": planted.run,
+    "real": real.run,
 }
 
 

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import durable
-from config import Paths
-from errors import IntegrityError
+from config import Paths, load_config
+from errors import IntegrityError, TrainboxError
 from monitoring.training_status import read_status
 from tests.crash.life import DROPS, WITNESS, WITNESS_TEXT, Drop, Life, planned
 from tests.crash.tally import Harm
 from tests.stub_worker import TRAINED
+from training.ledger.upkeep import ledger_differences
 
 INBOX_FOLDERS = ("", "processing", "done", "rejected", "failed", "skipped")
+OUTCOMES = {"done": "completed", "rejected": "refused", "failed": "failed", "skipped": "skipped"}
 COMPANIONS = (".report.json", ".report.txt", ".refused.jsonl")
 TEMPORARY = re.compile(r".*\.(partial|tmp|removed)$")
 CLAIMED = re.compile(r"Claimed inbox/\S+ as job (\S+) ")
@@ -52,19 +54,32 @@ def reader_violations(base: Path, said: str = "") -> list[Violation]:
     ]
 
 
-def violations(base: Path, drops: Sequence[Drop] = DROPS) -> list[Violation]:
-    """Judge the state after a daemon has gone on and found nothing left to do."""
+def violations(base: Path, drops: Sequence[Drop] = DROPS, *, after_fault: bool = False) -> list[Violation]:
+    """Judge the state after a daemon has gone on and found nothing left to do.
+
+    With `after_fault` a daemon may have been kept from writing its last status, so that it is one that a
+    reader knows to be of a daemon that is gone, and from tidying up, which the next daemon does.
+    """
     paths = Paths(base)
     return [
         *_current_violations(paths),
         *_torn_versions(paths),
-        *_status_violations(paths, is_at_rest=True),
+        *_status_violations(paths, is_at_rest=True, after_fault=after_fault),
         *_misplaced(paths, drops),
         *_lineage_violations(paths, drops),
         *_job_violations(paths, drops),
         *_held_out_violations(paths, drops),
-        *_leftovers(base),
+        *([] if after_fault else [*_leftovers(base), *ledger_violations(base)]),
     ]
+
+
+def ledger_violations(base: Path) -> list[Violation]:
+    """The ledger equals what the directories say."""
+    try:
+        differences = ledger_differences(Paths(base), load_config(base))
+    except TrainboxError as error:
+        return [Violation("half", f"the ledger cannot be read: {error}")]
+    return [Violation("half", f"the ledger differs: {difference}") for difference in differences]
 
 
 def world_violations(life: Life) -> list[Violation]:
@@ -82,9 +97,9 @@ def world_violations(life: Life) -> list[Violation]:
 def fingerprint(base: Path) -> dict[str, str]:
     """Return every path of a base folder with its hash; a second daemon with nothing to do changes none.
 
-    Left out is what tells of the daemon itself: its status, its log, its lock.
+    Left out is what tells of the daemon itself: its status, its log, its lock, its index.
     """
-    own = {"status/training_status.json", "status/daemon.lock", "logs/daemon.log"}
+    own = {"status/training_status.json", "status/daemon.lock", "status/ledger.db", "logs/daemon.log"}
     return {
         name: _describe(path)
         for path in sorted(base.rglob("*"))
@@ -120,7 +135,7 @@ def _torn_versions(paths: Paths) -> Iterator[Violation]:
             yield Violation("half", f"version {folder.name} is torn: {error}")
 
 
-def _status_violations(paths: Paths, *, is_at_rest: bool) -> Iterator[Violation]:
+def _status_violations(paths: Paths, *, is_at_rest: bool, after_fault: bool = False) -> Iterator[Violation]:
     """The status is a document whose claims are true."""
     try:
         reading = read_status(paths)
@@ -134,7 +149,7 @@ def _status_violations(paths: Paths, *, is_at_rest: bool) -> Iterator[Violation]
     status = reading.status
     if status.version is not None and not (paths.versions / status.version).is_dir():
         yield Violation("lost", f"the status names {status.version}, which is not there")
-    if is_at_rest:
+    if is_at_rest and not (after_fault and reading.is_stale):
         current = os.path.basename(os.readlink(paths.current)) if paths.current.is_symlink() else None
         claims = (status.state, status.version, status.batch_queue_size)
         if claims != ("stopped", current, 0):
@@ -192,7 +207,7 @@ def _lineage_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violati
     manifests = [_read(folder / durable.MANIFEST) for folder in sorted(paths.versions.glob("v*"))]
     if not all(isinstance(manifest, dict) for manifest in manifests):
         return  # torn, which is told elsewhere
-    trained = [drop for drop in drops if drop.trained]
+    trained = [drop for drop in drops if drop.folder == "done" and not drop.is_duplicate]
     yield from _compare_counts(
         "file",
         Counter(manifest["input_sha256"] for manifest in manifests),
@@ -233,7 +248,7 @@ def _job_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
     found = Counter(job["sha256"] for job in jobs)
     if found != expected:
         yield Violation("double" if found - expected else "lost", f"jobs of {found}, expected {expected}")
-    outcome = {drop.sha256: "completed" if drop.folder == "done" else "refused" for drop in drops}
+    outcome = {drop.sha256: OUTCOMES[drop.folder] for drop in drops if not drop.is_duplicate}
     for job in jobs:
         if (job["state"], job["outcome"]) != ("finished", outcome.get(job["sha256"])):
             yield Violation("half", f"job {job['job_id']} is {job['state']}, {job['outcome']}")
@@ -241,12 +256,14 @@ def _job_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
 
 def _held_out_violations(paths: Paths, drops: Sequence[Drop]) -> Iterator[Violation]:
     """Held-out records are kept, once."""
+    if any(drop.held_out is None for drop in drops):
+        return
     kept = Counter(
         json.loads(line)["text"]
         for file in paths.held_out.glob("*.jsonl")
         for line in file.read_bytes().splitlines()
     )
-    expected = Counter(text for drop in drops if not drop.is_duplicate for text in drop.held_out)
+    expected = Counter(text for drop in drops if not drop.is_duplicate for text in drop.held_out or ())
     if kept != expected:
         yield Violation("lost" if expected - kept else "double", f"held out {kept}, expected {expected}")
 

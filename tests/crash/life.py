@@ -13,11 +13,12 @@ import shutil
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import yaml
 
@@ -26,7 +27,7 @@ from tests.crash.nursery import STUB, Nursery, Request
 from tests.crash.startup import Startup
 
 LONGEST_LIFE_SECONDS = 60.0
-SETTINGS = {
+SETTINGS: Mapping[str, Any] = {
     "inbox": {"settle_seconds": 0.0, "poll_seconds": 0.01},
     # What is written by the clock would come at another place in every run.
     "monitoring": {"status_seconds": 3600.0},
@@ -45,8 +46,9 @@ class Drop:
     folder: str
     """Where it lies in the end: ``done`` or ``rejected``."""
     trained: tuple[tuple[str, int], ...] = ()
-    """Each record with how often it is trained."""
-    held_out: tuple[str, ...] = ()
+    """Each record with how often it is trained; the stub writes that down."""
+    held_out: tuple[str, ...] | None = ()
+    """Which are kept for evaluation; None where that is not known."""
     is_duplicate: bool = False
 
     @property
@@ -92,19 +94,31 @@ DROPS = four_drops()
 class Life:
     """One base folder in a world of its own."""
 
-    def __init__(self, world: Path, drops: Sequence[Drop] = DROPS) -> None:
-        """Name the places; `begin` makes them, and a world that is there already is taken as it is."""
+    def __init__(
+        self,
+        world: Path,
+        drops: Sequence[Drop] = DROPS,
+        *,
+        settings: Mapping[str, Any] = SETTINGS,
+        worker: str = STUB,
+    ) -> None:
+        """Name the places; `begin` makes them, and a world that is there already is taken as it is.
+
+        `settings` are the sections of config.yaml; `worker` is a module whose `main` is the worker.
+        """
         self.world = world
         self.base = world / "base"
         self.paths = Paths(self.base)
         self.drops = tuple(drops)
+        self.settings = settings
+        self.worker = worker
         self.output = world / "daemon.out"
 
     def begin(self) -> None:
         """Make the base folder with its configuration, and drop the files."""
         self.base.mkdir(parents=True)
         self.paths.create()
-        self.paths.config_file.write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+        self.paths.config_file.write_text(yaml.safe_dump(dict(self.settings)), encoding="utf-8")
         for drop in self.drops:
             (self.paths.inbox / drop.name).write_bytes(drop.content)
         (self.world / WITNESS).write_text(WITNESS_TEXT, encoding="utf-8")
@@ -114,13 +128,12 @@ class Life:
         nursery: Nursery,
         startup: Startup | None = None,
         *,
-        worker: str = STUB,
         overrides: Sequence[str] = (),
         seconds: float = LONGEST_LIFE_SECONDS,
     ) -> int:
         """Run a daemon until it is idle or dead, and return its return code, -9 also if it took too long."""
         pid = nursery.start(
-            Request(str(self.base), str(self.output), list(overrides), worker, startup or Startup())
+            Request(str(self.base), str(self.output), list(overrides), self.worker, startup or Startup())
         )
         alarm = Timer(seconds, os.kill, (pid, signal.SIGKILL))
         alarm.start()

@@ -20,12 +20,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import daemon
-from errors import TrainboxError
 from tests.crash.startup import Startup, begin
 from training import runner
 
@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent.parent
 RETRY_SECONDS = 0.05
 STUB = "tests.stub_worker"
 REAL = "training.worker"
+LEDGER = "training.ledger.following"
+"""Imported by a daemon when it has something to write down."""
 NOFILE = 256
 """Enough for a daemon, and quick to close after a fork."""
 
@@ -174,22 +176,14 @@ def _run_daemon(request: Request) -> int:
     # For the runner alone: everybody else goes on starting programs.
     runner.subprocess = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)  # type: ignore[assignment, attr-defined]
     begin(request.startup, "daemon")
-    try:
-        return daemon.run(
-            Path(request.base),
-            overrides=request.overrides,
-            until_idle=True,
-            worker_command=("worker",),
-            retry_seconds=RETRY_SECONDS,
-        )
-    except TrainboxError as error:
-        sys.stderr.write(f"trainbox: {error}\n")
-        return 1
+    daemon.run = partial(daemon.run, worker_command=("worker",), retry_seconds=RETRY_SECONDS)
+    settings = [word for override in request.overrides for word in ("--set", override)]
+    return daemon.main(["--base", request.base, "--until-idle", *settings])
 
 
 def main(preload: Sequence[str]) -> None:
     """Serve requests until the input ends."""
-    for module in (STUB, *preload):
+    for module in (STUB, LEDGER, *preload):
         importlib.import_module(module)
     for line in sys.stdin:
         document: dict[str, Any] = json.loads(line)

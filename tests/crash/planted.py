@@ -1,7 +1,7 @@
 """Known bugs, put into the product's code at run time, that the crash tests must catch.
 
-Each replaces functions of the product in the daemon it is planted in and in the workers that daemon forks; the
-product has no switch for any of them.
+Each replaces functions of the product in the daemon it is planted in and in the workers that daemon forks;
+the product has no switch for any of them.
 """
 
 from __future__ import annotations
@@ -130,8 +130,12 @@ BUGS: dict[str, Bug] = {
     "no_file_fsync": Bug(no_file_fsync, None),
     "no_folder_fsync": Bug(no_folder_fsync, None),
     "no_same_inode_check": Bug(no_same_inode_check, None),
-    "pointer_before_commit": Bug(pointer_before_commit, r"^daemon and worker-\d renameat2#1 models/versions/v"),
-    "done_before_commit": Bug(done_before_commit, r"^daemon and worker-\d (renameat2|fsync)#1 models/versions/"),
+    "pointer_before_commit": Bug(
+        pointer_before_commit, r"^daemon and worker-\d renameat2#1 models/versions/v"
+    ),
+    "done_before_commit": Bug(
+        done_before_commit, r"^daemon and worker-\d (renameat2|fsync)#1 models/versions/"
+    ),
     "version_in_place": Bug(version_in_place, r"^daemon and worker-\d openat#1 models/versions/v"),
     "no_seen_check": Bug(no_seen_check, r"^daemon and worker-\d fsync#\d models/versions$"),
 }

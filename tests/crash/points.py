@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.crash.startup import OUTPUT_THREAD, Trap
+from tests.crash.startup import THREAD, Trap
 
 LINE = re.compile(r"(\w+)\((.*)")
 QUOTED = re.compile(r'"(/[^"]*)"')
@@ -63,7 +63,7 @@ def read_recording(folder: Path, base: Path) -> Recording:
     strays: list[str] = []
     for trace in sorted(folder.glob("trace.*")):
         name = folder / f"name{trace.suffix}"
-        process = name.read_text(encoding="ascii") if name.exists() else OUTPUT_THREAD
+        process = name.read_text(encoding="ascii") if name.exists() else THREAD
         for found in _read_trace(trace, process, base):
             if isinstance(found, Point):
                 points.append(found)

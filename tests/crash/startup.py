@@ -21,8 +21,8 @@ CALLS = (
     *("utimensat", "msync", "sync_file_range"),
 )
 """System calls that change files, or what is known to be on the disk."""
-OUTPUT_THREAD = "daemon-output"
-"""The daemon's threads, which write down what workers print."""
+THREAD = "daemon-thread"
+"""The daemon's threads, which write down what workers print, and keep the ledger."""
 ATTACH_SECONDS = 30.0
 
 
@@ -31,7 +31,7 @@ class Trap:
     """The call at which something happens to a process."""
 
     process: str
-    """``daemon``, ``daemon-output`` or ``worker-N``, the Nth that this daemon starts."""
+    """``daemon``, ``daemon-thread`` or ``worker-N``, the Nth that this daemon starts."""
     call: str
     path: str
     """Absolute; one of the paths that the call names, or has open."""
@@ -72,13 +72,13 @@ def begin(startup: Startup, process: str) -> None:
         if process == "daemon":
             _attach(["-f", "-ff", "-y", "-s", "200", "-o", str(folder / "trace"), _trace(*CALLS)])
     for trap in startup.traps:
-        if trap.process == process or (trap.process == OUTPUT_THREAD and process == "daemon"):
+        if trap.process == process or (trap.process == THREAD and process == "daemon"):
             _set(trap)
 
 
 def _set(trap: Trap) -> None:
     inject = ["-e", f"inject={trap.call}:{trap.action}:when={trap.occurrence}"]
-    threads = ["-f"] if trap.process == OUTPUT_THREAD else []
+    threads = ["-f"] if trap.process == THREAD else []
     victim = os.getppid() if trap.takes_daemon_along else None
     _attach([*threads, "-y", "-o", trap.log, _trace(trap.call), "-P", trap.path, *inject], victim)
 

@@ -8,9 +8,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.crash.invariants import Violation, fingerprint, reader_violations, violations, world_violations
 from tests.crash.life import Life, new_world
@@ -25,6 +26,8 @@ TRIES = 3
 SHOWN_EVERY = 50
 
 Say = Callable[[str], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Missed(Exception):
@@ -42,9 +45,9 @@ class Strike:
 class Range:
     """A few nurseries, so that some lives go on side by side."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *preload: str) -> None:
         self.size = size
-        self._nurseries = [Nursery() for _ in range(size)]
+        self._nurseries = [Nursery(*preload) for _ in range(size)]
         self._idle: queue.SimpleQueue[Nursery] = queue.SimpleQueue()
         for nursery in self._nurseries:
             self._idle.put(nursery)
@@ -58,15 +61,25 @@ class Range:
         finally:
             self._idle.put(nursery)
 
+    def map(self, work: Callable[[Nursery, T], R], items: Iterable[T]) -> Iterator[R]:
+        """Do `work` on each item, side by side; yield the results in order."""
+
+        def one(item: T) -> R:
+            with self.nursery() as nursery:
+                return work(nursery, item)
+
+        with ThreadPoolExecutor(self.size) as pool:
+            yield from pool.map(one, items)
+
     def close(self) -> None:
         for nursery in self._nurseries:
             nursery.close()
 
 
 @contextmanager
-def open_range(size: int = 0) -> Iterator[Range]:
-    """Start the nurseries, one for each processor unless told otherwise."""
-    made = Range(size or len(os.sched_getaffinity(0)))
+def open_range(*preload: str) -> Iterator[Range]:
+    """Start one nursery for each processor, with the modules `preload` imported beforehand."""
+    made = Range(len(os.sched_getaffinity(0)), *preload)
     try:
         yield made
     finally:
@@ -82,69 +95,87 @@ def carry_out(range_: Range, strikes: Iterable[Strike], tally: Tally, say: Say) 
     """Carry out strikes side by side, add what they find to `tally`, and return how many hit."""
     strikes = list(strikes)
     hits = 0
-
-    def one(strike: Strike) -> tuple[Strike, list[Violation] | None]:
-        with range_.nursery() as nursery:
-            for _ in range(TRIES):
-                try:
-                    return strike, strike.carry_out(nursery)
-                except Missed:
-                    continue
-        return strike, None
-
-    with ThreadPoolExecutor(range_.size) as pool:
-        for number, (strike, found) in enumerate(pool.map(one, strikes), 1):
-            if found is None:
-                say(f"missed: {strike.name}")
-                continue
-            hits += 1
-            for violation in found:
-                tally.fail(strike.name, violation.harm, violation.what)
-                say(f"FAILED {strike.name}: {violation}")
-            if number % SHOWN_EVERY == 0:
-                say(f"{number} of {len(strikes)}")
+    results = zip(strikes, range_.map(_carry_out, strikes), strict=True)
+    for number, (strike, found) in enumerate(results, 1):
+        if found is None:
+            say(f"missed: {strike.name}")
+            continue
+        hits += 1
+        for violation in found:
+            tally.fail(strike.name, violation.harm, violation.what)
+            say(f"FAILED {strike.name}: {violation}")
+        if number % SHOWN_EVERY == 0:
+            say(f"{number} of {len(strikes)}")
     return hits
 
 
-def record(nursery: Nursery, first: Point | None = None, bug: str | None = None) -> Recording:
+def _carry_out(nursery: Nursery, strike: Strike) -> list[Violation] | None:
+    for _ in range(TRIES):
+        with suppress(Missed):
+            return strike.carry_out(nursery)
+    return None
+
+
+def begin_life(folder: Path) -> Life:
+    """Begin a life in a world below `folder`, beside which there is room for traces."""
+    life = Life(folder / "world")
+    life.begin()
+    return life
+
+
+def find_nothing(life: Life) -> list[Violation]:
+    """Look at a life that has nothing more to be judged by."""
+    return []
+
+
+def record(
+    nursery: Nursery,
+    first: Point | None = None,
+    bug: str | None = None,
+    *,
+    begin: Callable[[Path], Life] = begin_life,
+) -> Recording:
     """Trace a life, or what comes after it was killed at `first`, and return its calls."""
     with new_world() as folder:
-        life = _begin(folder)
+        life = begin(folder)
         if first is not None:
-            _strike(life, nursery, first, "signal=KILL", folder / "strike", bug)
+            strike_at(life, nursery, first, "signal=KILL", folder / "strike", bug)
         traces = folder / "traces"
         traces.mkdir()
         life.run(nursery, Startup(bug=bug, record=str(traces)))
         return read_recording(traces, life.base)
 
 
-def kill(nursery: Nursery, points: Sequence[Point], bug: str | None = None) -> list[Violation]:
+def kill(
+    nursery: Nursery,
+    points: Sequence[Point],
+    bug: str | None = None,
+    *,
+    begin: Callable[[Path], Life] = begin_life,
+    inspect: Callable[[Life], list[Violation]] = find_nothing,
+) -> list[Violation]:
     """Kill a life at a point, then at the next while it recovers, and so on; let it go on, and judge it.
 
     A point of a worker kills that worker alone, unless the point takes the daemon along. Raises Missed when a
     life ended without its point.
     """
     with new_world() as folder:
-        life = _begin(folder)
+        life = begin(folder)
         found: list[Violation] = []
         code = 0
         for number, point in enumerate(points):
-            code = _strike(life, nursery, point, "signal=KILL", folder / f"strike-{number}", bug)
+            code = strike_at(life, nursery, point, "signal=KILL", folder / f"strike-{number}", bug)
             found += reader_violations(life.base, life.said())
         if code != 0:
             code = life.run(nursery, Startup(bug=bug))
         if code != 0:
             found.append(Violation("half", f"the daemon ended with {code}: {_last_line(life)}"))
-        return found + _judge(life, nursery, bug)
+        return found + judge(life, nursery, bug) + inspect(life)
 
 
-def _begin(folder: Path) -> Life:
-    life = Life(folder / "world")
-    life.begin()
-    return life
-
-
-def _strike(life: Life, nursery: Nursery, point: Point, action: str, log: Path, bug: str | None = None) -> int:
+def strike_at(
+    life: Life, nursery: Nursery, point: Point, action: str, log: Path, bug: str | None = None
+) -> int:
     """Run a daemon with a trap at `point` and return its code; raise Missed if nothing was caught in it."""
     code = life.run(nursery, Startup(traps=[point.trap(life.base, action, log)], bug=bug))
     _wait_for_the_dead(life)
@@ -166,7 +197,7 @@ def _wait_for_the_dead(life: Life) -> None:
         time.sleep(0.002)
 
 
-def _judge(life: Life, nursery: Nursery, bug: str | None = None) -> list[Violation]:
+def judge(life: Life, nursery: Nursery, bug: str | None = None) -> list[Violation]:
     """Return what is wrong now that nothing is left to do, and what another daemon would change."""
     found = violations(life.base, life.drops) + world_violations(life)
     before = fingerprint(life.base)

@@ -78,6 +78,22 @@ def test_a_claim_makes_a_run_folder_and_moves_the_original(paths: Paths) -> None
     assert files(paths.inbox / "high" / "team") == set()
 
 
+def test_a_job_is_made_also_when_its_original_cannot_be_moved_yet(paths: Paths) -> None:
+    desk = Desk(paths)
+    original = desk.drop("a.jsonl")
+    paths.processing.rmdir()
+    paths.processing.touch()
+    job = desk.claim_job()
+    assert desk.store.all() == [job]
+    assert original.exists()
+    paths.processing.unlink()
+    paths.processing.mkdir()
+    assert desk.claim_all() == [None]
+    assert files(paths.processing) == {"a.jsonl"}
+    assert desk.store.all() == [job]
+    assert desk.candidates() == []
+
+
 def test_two_files_of_one_name_both_live(paths: Paths) -> None:
     desk = Desk(paths)
     desk.drop("a.jsonl", "1\n")
