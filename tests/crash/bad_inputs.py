@@ -187,7 +187,7 @@ def _damaged_tables() -> Iterator[BadInput]:
 def _foreign_bytes() -> Iterator[BadInput]:
     for codec in ("utf-16-be", "utf-32-le", "utf-32-be"):
         for mark in ("", "\ufeff"):
-            yield _file(f"{codec} {len(mark)}", ".jsonl", (mark + GOOD.decode()).encode(codec), "")
+            yield _file(f"{codec} {len(mark)}", ".jsonl", (mark + OTHER.decode()).encode(codec), "")
     yield _file("bzip2", ".jsonl", bz2.compress(GOOD), "the bytes are bzip2")
     yield _file("xz", ".jsonl", lzma.compress(GOOD), "the bytes are xz")
     yield _file(
@@ -233,7 +233,7 @@ def hostile_names() -> Iterator[bytes]:
             b"*",
             b"?",
         ),
-        *(b"..%2f..%2fetc", b"%2e%2e%2f", b"\\..\\..\\x", b"C:\\x", b"a..", b"x\\..\\x"),
+        *(b"a..%2f..%2fetc", b"%2e%2e%2f", b"\\..\\..\\x", b"C:\\x", b"a..", b"x\\..\\x"),
         *(
             b"percent%0A",
             b"%",
