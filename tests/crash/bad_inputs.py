@@ -52,6 +52,8 @@ OVERRIDES = (
     "inbox.poll_seconds=0.1",
     "inbox.unfinished_line_seconds=0.2",
     "disk.min_free_bytes=0",
+    # A worker forked from a process with threads may find a lock held for ever; it is ended and begun again.
+    "worker.hang_seconds=15",
 )
 PATIENCE_SECONDS = 600.0
 

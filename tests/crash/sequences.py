@@ -52,6 +52,8 @@ OVERRIDES = (
     "worker.max_restarts=1000",
     "worker.stop_grace_seconds=20",
     "disk.min_free_bytes=0",
+    # A worker forked from a process with threads may find a lock held for ever; it is ended and begun again.
+    "worker.hang_seconds=15",
 )
 ENDINGS: dict[str, dict[str, Any]] = {
     "refuse": {"refuse": "as the script says"},
