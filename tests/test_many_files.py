@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.test_daemon import Base, wait_until
+from tests.daemon_base import Base, wait_until
 
 ANSWER_SECONDS = 2.0
 
