@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -21,8 +20,7 @@ from types import FrameType
 
 import durable
 from config import Config, Paths, load_config
-from errors import EnvironmentNotReady, TrainboxError, UsageError
-from intake.inbox import Inbox
+from errors import TrainboxError, UsageError
 from intake.watch import Bell, Watch
 from monitoring.daemon_lock import only_daemon
 from monitoring.daemon_log import start_logging
@@ -31,7 +29,6 @@ from monitoring.hardware import HardwareMonitor
 from monitoring.observation import Thresholds
 from monitoring.systemd import Notifier
 from monitoring.training_status import QueueStatus, StatusWriter
-from training.claims import Claims, SetAside
 from training.control import Control
 from training.disk_space import NOTHING, forecast, shortage
 from training.filing import file_away
@@ -39,6 +36,7 @@ from training.housekeeping import Housekeeper
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
 from training.ledger.keeper import LedgerKeeper
+from training.reception import SHOWN_NAMES, Reception
 from training.run_logs import drop_old_logs
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
@@ -48,15 +46,10 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 """First wait when the environment is not ready; it doubles up to `LONGEST_RETRY_SECONDS`."""
 LONGEST_RETRY_SECONDS = 300.0
-CLAIM_SECONDS = 0.5
-"""Files are claimed for so long at a stretch, then commands and the running job are looked after."""
-SCAN_GAP_SECONDS = 0.1
-"""However many events come, the inbox is not scanned more often."""
 DISK_LOOK_SECONDS = 5.0
 """Time between two looks at the free space while a job runs."""
 EXTEND_STOP_SECONDS = 30
 """While the worker saves, systemd is asked again and again for so much more time; it must exit in it, too."""
-SHOWN_NAMES = 20
 
 
 class Daemon:
@@ -82,8 +75,6 @@ class Daemon:
 
         self._store = JobStore(paths)
         self._versions = VersionStore(paths)
-        self._inbox = Inbox(paths, config.inbox, clock)
-        self._claims = Claims(paths, self._store, config, self._tell_systemd)
         self._control = Control(paths)
         self._runner = Runner(paths, config.worker, worker_command, clock)
         self._status = StatusWriter(
@@ -102,11 +93,9 @@ class Daemon:
 
         self._ledger = LedgerKeeper(paths, config.ledger)
         self._queue = JobQueue(self._store, self._ledger.note)
+        self._reception = Reception(paths, self._store, config, self._queue, clock, self._tell_systemd)
         self._running: Job | None = None
         self._runs = 0
-        self._scan_at = clock()
-        self._is_inbox_quiet = False
-        self._claim_trouble: str | None = None
         self._retry_at: float | None = None
         self._retry_seconds = retry_seconds
         self._disk_look_at = clock()
@@ -130,7 +119,7 @@ class Daemon:
             signal.signal(number, self._on_signal)
         self._status.write()
         self._control.discard_stop()
-        self._claims.recover()
+        self._reception.recover()
         self._versions.remove_unfinished()
         self._versions.roll_forward()
         for job in self._queue.waiting():
@@ -224,8 +213,10 @@ class Daemon:
 
     def _beat(self) -> Wish | None:
         self._obey()
-        if self._clock() >= self._scan_at:
-            self._claim_settled_files()
+        if self._reception.is_due():
+            if self._reception.receive():
+                self._status.update(message=None)
+            self._tell_queue()
         if self._running is not None and self._clock() >= self._disk_look_at:
             self._look_at_disk()
         self._status.update(ledger_trouble=self._ledger.trouble)
@@ -239,43 +230,18 @@ class Daemon:
         if self._shortage is None:
             self._tell_shortage(shortage(self._paths.runs, NOTHING, self._config.disk.min_free_bytes))
 
-    def _claim_settled_files(self) -> None:
-        """Look through the inbox and make jobs of what is complete; what fails now is tried again later."""
-        started_at = self._clock()
-        candidates = self._inbox.scan()
-        trouble = None
-        for candidate in candidates:
-            try:
-                claimed = self._claims.claim(candidate)
-            except (OSError, EnvironmentNotReady) as error:
-                trouble = f"cannot take inbox/{candidate.name}: {error}"
-                continue
-            if claimed is not None and not isinstance(claimed, SetAside):
-                self._queue.add(claimed)
-            if self._clock() - started_at > CLAIM_SECONDS:
-                break
-        if trouble is not None and self._claim_trouble is None:
-            logger.warning("Could not claim: %s", trouble)
-        elif trouble is None and self._claim_trouble is not None:
-            logger.info("Files can be claimed again")
-            self._status.update(message=None)
-        self._claim_trouble = trouble
-        self._is_inbox_quiet = not candidates and not self._inbox.settling()
-        is_more_to_do = bool(candidates) and trouble is None
-        pause = SCAN_GAP_SECONDS if is_more_to_do else self._inbox.seconds_to_next_look()
-        self._scan_at = self._clock() + pause
-        self._tell_queue()
-
     def _rest(self) -> None:
         """Sleep until something may have changed, with a worker ready if a job is to be expected."""
         is_waiting = self._retry_at is not None
         self._tell_rest()
-        is_job_expected = bool(self._queue) or self._inbox.settling()
+        is_job_expected = bool(self._queue) or self._reception.is_settling
         self._runner.keep_ready(is_job_expected and not is_waiting and self._control.pause is None)
         ping_at = self._clock() + self._notifier.ping_seconds
-        wake_at = min([self._scan_at, ping_at] + ([self._retry_at] if self._retry_at is not None else []))
+        wake_at = min(
+            [self._reception.look_at, ping_at] + ([self._retry_at] if self._retry_at is not None else [])
+        )
         if self._bell.wait(wake_at - self._clock()):
-            self._scan_at = min(self._scan_at, self._clock() + SCAN_GAP_SECONDS)
+            self._reception.hurry()
 
     # One job
 
@@ -399,7 +365,7 @@ class Daemon:
         self._versions.remove_unfinished()
         if job.outcome == "completed":
             self._versions.roll_forward()
-        self._claims.withdraw(job)  # it may have been impossible when the job was made
+        self._reception.withdraw(job)  # it may have been impossible when the job was made
         place = file_away(self._paths, job)
         self._queue.finish(job)
         logger.info("Filed job %s (%s) as %s", job.job_id, job.outcome, place.relative_to(self._paths.base))
@@ -426,7 +392,7 @@ class Daemon:
     # What the world is told
 
     def _is_idle(self) -> bool:
-        return self._is_inbox_quiet and not self._queue and not self._housekeeper.is_busy
+        return self._reception.is_quiet and not self._queue and not self._housekeeper.is_busy
 
     def _tell_rest(self) -> None:
         """Say that nothing runs, and why; how the last run ended stays to be seen."""
@@ -435,8 +401,8 @@ class Daemon:
             self._status.update(state="paused", status="paused")
         elif self._retry_at is not None:
             self._status.update(state="waiting", status="idle")
-        elif self._claim_trouble is not None:
-            self._status.update(state="waiting", status="idle", message=self._claim_trouble)
+        elif self._reception.cannot_claim is not None:
+            self._status.update(state="waiting", status="idle", message=self._reception.cannot_claim)
         else:
             self._status.update(state="idle", status=ending if ending in ("completed", "crashed") else "idle")
 
@@ -471,9 +437,9 @@ class Daemon:
         queue = QueueStatus(
             **self._queue.counts(),
             next_files=tuple(job.name for job in waiting[:SHOWN_NAMES]),
-            settling=self._inbox.settling(),
-            left_in_place=dict(itertools.islice(self._inbox.problems.items(), SHOWN_NAMES)),
-            trouble=self._inbox.trouble or self._claim_trouble or self._housekeeper.trouble,
+            settling=self._reception.is_settling,
+            left_in_place=self._reception.left_in_place,
+            trouble=self._reception.trouble or self._housekeeper.trouble,
         )
         self._status.update(queue=queue, batch_queue_size=len(waiting))
 
