@@ -26,7 +26,17 @@ from intake.inbox import Inbox
 from intake.watch import Bell, Watch
 from monitoring.daemon_lock import only_daemon
 from monitoring.daemon_log import start_logging
-from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, encode_event, now
+from monitoring.events import (
+    CheckpointEvent,
+    Event,
+    ExampleEvent,
+    NoteEvent,
+    OutcomeEvent,
+    PlanEvent,
+    encode_event,
+    now,
+)
+from monitoring.flagged_examples import FlaggedExamples
 from monitoring.hardware import HardwareMonitor
 from monitoring.observation import Thresholds
 from monitoring.systemd import Notifier
@@ -90,6 +100,7 @@ class Daemon:
             max_output_tokens=config.evaluation.max_new_tokens,
             context_window=config.data.max_length,
         )
+        self._flagged = FlaggedExamples(paths.flagged_examples)
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
 
@@ -150,6 +161,7 @@ class Daemon:
         self._notifier.send("STOPPING=1")
         self._watch.stop()
         self._runner.release()
+        self._flagged.save()
         self._status.acknowledge()
         self._tell_rest()
         self._status.update(state="stopped")
@@ -212,6 +224,7 @@ class Daemon:
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
         self._status.beat()
+        self._flagged.save()
         self._tell_alerts()
         self._tell_systemd()
         return self._wish()
@@ -311,6 +324,8 @@ class Daemon:
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
         self._tell_alerts()
+        if isinstance(event, ExampleEvent):
+            self._flagged.observe(event, job.job_id, job.name)
         if isinstance(event, NoteEvent):
             logger.info("Job %s: %s", job.job_id, event.message)
         if isinstance(event, CheckpointEvent) and event.step > (job.step or 0):

@@ -147,6 +147,7 @@ class Workshop:
             "model.precision=float32",
             "data.held_out_fraction=0.2",
             "evaluation.sample_prompts=1",
+            "evaluation.max_share=1",
         )
         settings = [f"model.base={self.model}", "train.learning_rate=1e-2", *small, *overrides]
         run.config_file.write_text(dump_config(load_config(self.paths.base, settings)))
