@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the quick tests first: those of a real model last, those of whole processes before them."""
     whole_processes = (
         *("test_cli", "test_daemon", "test_worker", "test_gpu_benchmark", "test_presets"),
-        *("test_machine", "test_system_unit", "test_user_unit"),
+        *("test_machine", "test_system_unit", "test_user_unit", "test_watched_run"),
     )
 
     def slowness(item: pytest.Item) -> int:

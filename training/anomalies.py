@@ -70,7 +70,7 @@ class Anomalies:
         """Judge the answers to the same prompts as last time."""
         accuracy = fmean(answer.matches for answer in answers)
         before, self._accuracy = self._accuracy, accuracy
-        # Counted in answers: a tenth of them, compared as fractions, is less than a tenth now and then.
+        # Rounded, since 0.55 - 0.45 is a little less than 0.1.
         if before is not None and round(len(answers) * (before - accuracy), 6) >= ACCURACY_DROP * len(
             answers
         ):

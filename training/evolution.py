@@ -110,12 +110,15 @@ class Evolution:
         self._rows = None if held_out is None else held_out.of_lines(self._examples.lines)
 
     def begin(self, step: int) -> None:
-        """Begin to count time; take the answers of a run that has not learned anything yet."""
+        """Begin to count time, and take the answers that are due before anything is learned.
+
+        Those of the step where a run was paused are due as well: a command does not wait for answers.
+        """
         kept = [int(path.stem.rpartition("_")[2]) for path in self._folder.glob("anomaly_step_*.json")]
         self._anomaly_step = max(kept, default=-ANOMALY_STEPS)
         self._time = TimeShare(self._max_share, self._clock)
-        if step == 0:
-            self._take(0, "schedule")
+        if is_scheduled(step) and not self._file(step, None).exists():
+            self._take(step, "schedule")
 
     def after_step(self, step: int, loss: float, *, is_evaluated: bool) -> None:
         """Take the answers if they are due; leave that to the evaluation if one follows."""
@@ -198,13 +201,13 @@ class Evolution:
     def _write(
         self, step: int, answers: Sequence[AnsweredExample], occasion: Occasion, anomaly: Anomaly | None
     ) -> None:
-        name = f"{'step' if anomaly is None else 'anomaly_step'}_{step:06d}"
+        path = self._file(step, anomaly)
         durable.make_folder(self._folder)
         durable.write_json(
-            self._folder / f"{name}.json",
+            path,
             {
                 "schema_version": 1,
-                "snapshot_id": name,
+                "snapshot_id": path.stem,
                 "training_step": step,
                 "timestamp": now(),
                 "model_version": self._model_version,
@@ -216,6 +219,9 @@ class Evolution:
                 "summary": _summary(answers),
             },
         )
+
+    def _file(self, step: int, anomaly: Anomaly | None) -> Path:
+        return self._folder / f"{'step' if anomaly is None else 'anomaly_step'}_{step:06d}.json"
 
 
 def _described(step: int, answer: AnsweredExample) -> dict[str, Any]:

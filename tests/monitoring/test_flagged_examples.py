@@ -114,7 +114,9 @@ def test_the_file_is_written_only_when_something_has_changed(path: Path) -> None
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"[]", b'{"examples": [{"step": 1}]}', b'{"examples": 7}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\0", b"[]", b'{"examples": [{"step": 1}]}', b'{"examples": 7}']
+)
 def test_a_damaged_file_is_put_aside_and_stops_nothing(
     content: bytes, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
