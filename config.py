@@ -220,8 +220,10 @@ class BackupConfig(Section):
 class LedgerConfig(Section):
     """The index of jobs and metrics."""
 
-    url: str = ""
-    """An SQLAlchemy URL, for instance of PostgreSQL; empty means SQLite in status/ledger.db."""
+    url: Annotated[str, Field(pattern=r"^($|sqlite:///|postgresql\+psycopg://)")] = ""
+    """SQLAlchemy URL of a database that holds this base folder alone; empty means SQLite in status/ledger.db.
+
+    It is stored with each run: a password belongs into ~/.pgpass."""
 
 
 class MonitoringConfig(Section):
@@ -386,6 +388,11 @@ class RunPaths:
         return self.folder / "config.yaml"
 
     @property
+    def start(self) -> Path:
+        """What the run began with: its parent version and its precision."""
+        return self.folder / "start.json"
+
+    @property
     def data(self) -> Path:
         return self.folder / "data"
 
@@ -522,6 +529,11 @@ class Paths:
         return self.base / "status" / "versions.lock"
 
     @property
+    def housekeeping_lock(self) -> Path:
+        """Held while versions are copied, merged or removed."""
+        return self.base / "status" / "housekeeping.lock"
+
+    @property
     def runs(self) -> Path:
         return self.models / "runs"
 
@@ -534,6 +546,11 @@ class Paths:
     def consolidated(self) -> Path:
         """Full models: a base with an adapter merged into it."""
         return self.models / "consolidated"
+
+    @property
+    def memory_findings(self) -> Path:
+        """How many records at once the GPU's memory held."""
+        return self.models / "memory_findings.json"
 
     @property
     def ledger(self) -> Path:

@@ -21,7 +21,7 @@ from types import FrameType
 
 import durable
 from config import Config, Paths, load_config
-from errors import TrainboxError, UsageError
+from errors import EnvironmentNotReady, TrainboxError, UsageError
 from intake.inbox import Inbox
 from intake.watch import Bell, Watch
 from monitoring.daemon_lock import only_daemon
@@ -43,9 +43,13 @@ from monitoring.systemd import Notifier
 from monitoring.training_status import QueueStatus, StatusWriter
 from training.claims import Claims, SetAside
 from training.control import Control
+from training.disk_space import NOTHING, forecast, shortage
 from training.filing import file_away
+from training.housekeeping import Housekeeper
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
 from training.jobs import Job, JobStore
+from training.ledger.keeper import LedgerKeeper
+from training.run_logs import drop_old_logs
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
 
@@ -58,6 +62,8 @@ CLAIM_SECONDS = 1.0
 """Files are claimed for so long at a stretch, then commands and the running job are looked after."""
 SCAN_GAP_SECONDS = 0.1
 """However many events come, the inbox is not scanned more often."""
+DISK_LOOK_SECONDS = 5.0
+"""Time between two looks at the free space while a job runs."""
 EXTEND_STOP_SECONDS = 30
 """While the worker saves, systemd is asked again and again for so much more time; it must exit in it, too."""
 SHOWN_NAMES = 20
@@ -103,8 +109,10 @@ class Daemon:
         self._flagged = FlaggedExamples(paths.flagged_examples)
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
+        self._housekeeper = Housekeeper(paths, config, on_rest=self._bell.ring)
 
-        self._queue = JobQueue(self._store)
+        self._ledger = LedgerKeeper(paths, config.ledger)
+        self._queue = JobQueue(self._store, self._ledger.note)
         self._running: Job | None = None
         self._runs = 0
         self._scan_at = clock()
@@ -112,6 +120,8 @@ class Daemon:
         self._claim_trouble: str | None = None
         self._retry_at: float | None = None
         self._retry_seconds = retry_seconds
+        self._disk_look_at = clock()
+        self._shortage: str | None = None
         self._said = ""
         self._signals = 0
         self._is_stop_asked = False
@@ -132,12 +142,15 @@ class Daemon:
         self._status.write()
         self._control.discard_stop()
         self._claims.recover()
+        self._versions.remove_unfinished()
         self._versions.roll_forward()
         for job in self._queue.waiting():
             if job.state == "running":
                 logger.info("Found job %s interrupted at step %s; it goes on", job.job_id, job.step or 0)
                 self._queue.save(changed(job, state="queued"))
+        self._ledger.start()
         self._watch.start()
+        self._housekeeper.start()
         self._notifier.send("READY=1")
         logger.info("Watching %s (pid %d)", self._paths.inbox, os.getpid())
 
@@ -160,11 +173,13 @@ class Daemon:
         """Let go of the worker, the watch and the status; the queue lies on disk."""
         self._notifier.send("STOPPING=1")
         self._watch.stop()
+        self._housekeeper.stop()
         self._runner.release()
         self._flagged.save()
+        self._ledger.stop()
         self._status.acknowledge()
         self._tell_rest()
-        self._status.update(state="stopped")
+        self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
         logger.info("Stopped")
 
     # What a person wants
@@ -184,7 +199,7 @@ class Daemon:
             return "skip"
         if self._is_ending():
             return "stop"
-        return "pause" if self._control.pause else None
+        return "pause" if self._control.pause or self._shortage else None
 
     def _obey(self) -> None:
         was_paused = self._control.pause is not None
@@ -223,11 +238,19 @@ class Daemon:
         self._obey()
         if self._clock() >= self._scan_at:
             self._claim_settled_files()
-        self._status.beat()
+        if self._running is not None and self._clock() >= self._disk_look_at:
+            self._look_at_disk()
         self._flagged.save()
+        self._status.update(ledger_trouble=self._ledger.trouble)
         self._tell_alerts()
         self._tell_systemd()
         return self._wish()
+
+    def _look_at_disk(self) -> None:
+        """Have the running worker save and end while there is still the reserve to save into."""
+        self._disk_look_at = self._clock() + min(DISK_LOOK_SECONDS, self._first_retry_seconds)
+        if self._shortage is None:
+            self._tell_shortage(shortage(self._paths.runs, NOTHING, self._config.disk.min_free_bytes))
 
     def _claim_settled_files(self) -> None:
         """Look through the inbox and make jobs of what is complete; what fails now is tried again later."""
@@ -237,15 +260,18 @@ class Daemon:
         for candidate in candidates:
             try:
                 claimed = self._claims.claim(candidate)
-            except OSError as error:
+            except (OSError, EnvironmentNotReady) as error:
                 trouble = f"cannot take inbox/{candidate.name}: {error}"
                 continue
             if claimed is not None and not isinstance(claimed, SetAside):
                 self._queue.add(claimed)
             if self._clock() - started_at > CLAIM_SECONDS:
                 break
-        if trouble is not None and trouble != self._claim_trouble:
+        if trouble is not None and self._claim_trouble is None:
             logger.warning("Could not claim: %s", trouble)
+        elif trouble is None and self._claim_trouble is not None:
+            logger.info("Files can be claimed again")
+            self._status.update(message=None)
         self._claim_trouble = trouble
         self._is_inbox_quiet = not candidates and not self._inbox.settling()
         is_more_to_do = bool(candidates) and trouble is None
@@ -303,8 +329,11 @@ class Daemon:
             return self._queue.save(ended(job, OutcomeEvent(outcome="completed", version=version)))
         if job.attempts > self._config.worker.max_restarts:
             return self._queue.save(given_up(job))
+        if not self._has_room_for(job):
+            return job
         self._running = self._queue.save(begun(job))
         self._runs += 1
+        drop_old_logs(self._paths, self._config.retention.run_logs, job.number)
         self._status.begin_run(
             state="starting",
             status="training",
@@ -315,11 +344,29 @@ class Daemon:
         outcome = self._runner.run(job.job_id, self._on_event, self._beat)
         return self._conclude(self._running, outcome)
 
+    def _has_room_for(self, job: Job) -> bool:
+        """Tell whether the run of `job` fits on the disk; if not, look again soon: it goes on by itself."""
+        need = forecast(self._paths, job)
+        self._tell_shortage(shortage(self._paths.runs, need, self._config.disk.min_free_bytes))
+        if self._shortage is None:
+            return True
+        self._retry_at = self._clock() + self._first_retry_seconds
+        self._status.update(state="waiting", status="idle", message=self._shortage)
+        return False
+
+    def _tell_shortage(self, found: str | None) -> None:
+        if found is not None and self._shortage is None:
+            logger.warning("Waiting for room: %s", found)
+        elif found is None and self._shortage is not None:
+            logger.info("There is room on the disk again")
+        self._shortage = found
+
     def _on_event(self, line: bytes, event: Event) -> None:
         """Keep what the worker said, and show it."""
         job = self._running
         assert job is not None, "events come only while a job runs"
         self._keep_event(job, line)
+        self._ledger.note(job)
         if isinstance(event, PlanEvent):
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
@@ -364,8 +411,10 @@ class Daemon:
 
     def _file(self, job: Job) -> None:
         """Make a completed job's version current if it shall be, and put the job's file where it belongs."""
+        self._versions.remove_unfinished()
         if job.outcome == "completed":
             self._versions.roll_forward()
+        self._claims.withdraw(job)  # it may have been impossible when the job was made
         place = file_away(self._paths, job)
         self._queue.finish(job)
         logger.info("Filed job %s (%s) as %s", job.job_id, job.outcome, place.relative_to(self._paths.base))
@@ -374,6 +423,7 @@ class Daemon:
         else:
             self._status.update(status="completed" if job.outcome == "completed" else "idle")
         self._tell_queue()
+        self._housekeeper.wake()
 
     def _steps_until(self, version: str | None) -> int:
         """Return how many optimizer steps led to a version, over its whole lineage."""
@@ -391,7 +441,7 @@ class Daemon:
     # What the world is told
 
     def _is_idle(self) -> bool:
-        return self._is_inbox_quiet and not self._queue
+        return self._is_inbox_quiet and not self._queue and not self._housekeeper.is_busy
 
     def _tell_rest(self) -> None:
         """Say that nothing runs, and why; how the last run ended stays to be seen."""
@@ -400,6 +450,8 @@ class Daemon:
             self._status.update(state="paused", status="paused")
         elif self._retry_at is not None:
             self._status.update(state="waiting", status="idle")
+        elif self._claim_trouble is not None:
+            self._status.update(state="waiting", status="idle", message=self._claim_trouble)
         else:
             self._status.update(state="idle", status=ending if ending in ("completed", "crashed") else "idle")
 
@@ -436,7 +488,7 @@ class Daemon:
             next_files=tuple(job.name for job in waiting[:SHOWN_NAMES]),
             settling=self._inbox.settling(),
             left_in_place=dict(itertools.islice(self._inbox.problems.items(), SHOWN_NAMES)),
-            trouble=self._inbox.trouble or self._claim_trouble,
+            trouble=self._inbox.trouble or self._claim_trouble or self._housekeeper.trouble,
         )
         self._status.update(queue=queue, batch_queue_size=len(waiting))
 
@@ -481,7 +533,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return run(options.base, overrides=options.set, until_idle=options.until_idle)
-    except TrainboxError as error:
+    except (TrainboxError, OSError) as error:  # no disk, no right: for people, and for whoever restarts us
         sys.stderr.write(f"trainbox: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
 

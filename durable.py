@@ -26,6 +26,10 @@ from errors import IntegrityError
 MANIFEST = "manifest.json"
 PARTIAL_SUFFIX = ".partial"
 COPY_CHUNK_BYTES = 1 << 20
+SEALED_SCHEMA = 2
+"""Schema of a manifest that carries a hash of itself."""
+_SCHEMA_WITHOUT_SEAL = 1
+_UNSEALED = "0" * 64
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,20 +44,37 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def partial_name(path: Path) -> Path:
+    """Return the temporary sibling under which `path` is prepared."""
+    return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    """Leave no temporary file behind when the disk is full or broken; only a kill does."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Replace `path` by `data` in one step: a reader sees the old bytes or the new, never a mixture.
 
-    With `sync` false the replacement is still atomic but may be undone by a power cut, which is right
-    for files that are rewritten every few seconds.
+    With `sync` false a power cut may undo the replacement, which is right for files that are rewritten
+    every few seconds. The bytes are synced in any case: without that, xfs keeps the new name and an empty
+    file behind it.
     """
-    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    with open(temporary, "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        if sync:
+    temporary = partial_name(path)
+    with _removed_on_error(temporary):
+        with open(temporary, "wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
             os.fsync(file.fileno())
-    os.replace(temporary, path)
+        os.replace(temporary, path)
     if sync:
         fsync_folder(path.parent)
 
@@ -115,6 +136,18 @@ def copy_file(source: Path, destination: Path) -> None:
         os.close(descriptor)
 
 
+def copy_once(source: Path, destination: Path) -> None:
+    """Copy a file so that `destination` appears whole or not at all; do nothing when it is there."""
+    if os.path.lexists(destination):
+        return
+    temporary = partial_name(destination)
+    temporary.unlink(missing_ok=True)
+    with _removed_on_error(temporary):
+        copy_file(source, temporary)
+        rename_new(temporary, destination)
+    fsync_folder(destination.parent)
+
+
 def rename_new(source: Path, destination: Path) -> None:
     """Rename without ever replacing; raise FileExistsError when `destination` is taken."""
     result = _libc.renameat2(
@@ -147,7 +180,7 @@ def move_file(source: Path, destination: Path) -> None:
 
 def point_symlink(link: Path, target: str) -> None:
     """Make `link` point to `target` by one rename; a reader always finds the old or the new."""
-    temporary = link.with_name(f".{link.name}{PARTIAL_SUFFIX}")
+    temporary = partial_name(link)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)
@@ -163,8 +196,8 @@ def sha256_file(path: Path) -> str:
 def seal_folder(folder: Path, facts: dict[str, Any] | None = None) -> None:
     """Sync every file of `folder`, then write its manifest last.
 
-    The manifest holds `facts` and, under ``files``, the size in bytes and sha256 of each file by its
-    relative path. A folder without a manifest is torn and is never used.
+    The manifest holds `facts`, under ``files`` the size in bytes and sha256 of each file by its relative
+    path, and under ``seal`` a hash of itself. A folder without a manifest is torn and is never used.
     """
     files = {}
     for path in _regular_files(folder):
@@ -181,7 +214,10 @@ def seal_folder(folder: Path, facts: dict[str, Any] | None = None) -> None:
         if child.is_dir():
             fsync_folder(child)
     fsync_folder(folder)
-    write_json(folder / MANIFEST, {"schema_version": 1, **(facts or {}), "files": files})
+    document = {"schema_version": SEALED_SCHEMA, **(facts or {}), "files": files, "seal": _UNSEALED}
+    unsealed = to_json(document)
+    seal = hashlib.sha256(unsealed).hexdigest()
+    write_bytes(folder / MANIFEST, _with_seal(unsealed, _UNSEALED, seal))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -201,13 +237,26 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     Raises IntegrityError naming the first file that is missing or differs.
     """
     manifest = read_manifest(folder)
+    damage = next(find_damage(folder), None)
+    if damage is not None:
+        raise IntegrityError(damage)
+    return manifest
+
+
+def find_damage(folder: Path) -> Iterator[str]:
+    """Yield one sentence for each file of a sealed folder that is missing or is not what was sealed.
+
+    The manifest itself is one of them. Raises IntegrityError when it cannot be read at all.
+    """
+    manifest = read_manifest(folder)
+    if not _is_manifest_whole(folder / MANIFEST, manifest):
+        yield f"{folder / MANIFEST}: its bytes differ from its own seal; the file is damaged"
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise IntegrityError(f"{path}: missing, but listed in {MANIFEST}")
-        if path.stat().st_size != expected["size_bytes"] or sha256_file(path) != expected["sha256"]:
-            raise IntegrityError(f"{path}: its bytes differ from {MANIFEST}; the file is damaged")
-    return manifest
+            yield f"{path}: missing, but listed in {MANIFEST}"
+        elif path.stat().st_size != expected["size_bytes"] or sha256_file(path) != expected["sha256"]:
+            yield f"{path}: its bytes differ from {MANIFEST}; the file is damaged"
 
 
 def is_sealed(folder: Path) -> bool:
@@ -224,6 +273,38 @@ def publish_folder(staging: Path, destination: Path) -> None:
     read_manifest(staging)
     rename_new(staging, destination)
     fsync_folder(destination.parent)
+
+
+def move_folder(source: Path, destination: Path) -> None:
+    """Move a whole folder to a free name on the same file system by one rename."""
+    rename_new(source, destination)
+    fsync_folder(destination.parent)
+    fsync_folder(source.parent)
+
+
+def copy_sealed(source: Path, staging: Path) -> None:
+    """Copy a sealed folder to `staging`, read the copy back and compare it with its manifest.
+
+    What an interrupted copy left there is removed first. Raises IntegrityError that names the damaged file
+    when `source` is not what was sealed. The caller publishes `staging`.
+    """
+    manifest = read_manifest(source)
+    if staging.exists():
+        remove_tree(staging)
+    make_folder(staging)
+    for name, expected in manifest["files"].items():
+        make_folder((staging / name).parent)
+        descriptor = os.open(source / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            sha256, _ = copy_hashed(descriptor, staging / name)
+        finally:
+            os.close(descriptor)
+        if sha256 != expected["sha256"]:
+            raise IntegrityError(f"{source / name}: its bytes differ from {MANIFEST}; the file is damaged")
+    copy_file(source / MANIFEST, staging / MANIFEST)
+    for folder in {(staging / name).parent for name in (*manifest["files"], MANIFEST)}:
+        fsync_folder(folder)
+    verify_folder(staging)
 
 
 def remove_tree(folder: Path) -> None:
@@ -248,6 +329,22 @@ def append_line(path: Path, line: bytes) -> None:
         os.write(descriptor, line.rstrip(b"\n") + b"\n")
     finally:
         os.close(descriptor)
+
+
+def _with_seal(manifest: bytes, before: str, seal: str) -> bytes:
+    """Put `seal` where `before` stands, at the end of a manifest."""
+    head, _, tail = manifest.rpartition(before.encode())
+    return head + seal.encode() + tail
+
+
+def _is_manifest_whole(path: Path, manifest: dict[str, Any]) -> bool:
+    """Tell whether a manifest is, byte for byte, the one that was sealed."""
+    if manifest.get("schema_version") == _SCHEMA_WITHOUT_SEAL:
+        return True
+    seal = manifest.get("seal")
+    if manifest.get("schema_version") != SEALED_SCHEMA or not isinstance(seal, str):
+        return False
+    return hashlib.sha256(_with_seal(path.read_bytes(), seal, _UNSEALED)).hexdigest() == seal
 
 
 def _regular_files(folder: Path) -> Iterator[Path]:

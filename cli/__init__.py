@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import commanding, looking, service, versions, working
+from cli import commanding, ledger, looking, service, versions, working
 from cli.terminal import complaints
 from errors import TrainboxError, UsageError
 
@@ -25,6 +25,7 @@ for command in (
     app.command()(command)
 app.command("checkpoints")(looking.list_checkpoints)
 app.add_typer(versions.app, name="versions")
+app.add_typer(ledger.app, name="ledger")
 
 
 def main() -> None:
@@ -34,6 +35,6 @@ def main() -> None:
     except UsageError as error:
         complaints.print(f"trainbox: {error}", markup=False)
         sys.exit(2)
-    except TrainboxError as error:
+    except (TrainboxError, OSError) as error:
         complaints.print(f"trainbox: {error}", markup=False)
         sys.exit(1)

@@ -102,6 +102,7 @@ def _status_table(paths: Paths) -> Table:
             ", ".join(f"{name}: {why}" for name, why in status.queue.left_in_place.items()) or None,
         ),
         ("message", status.message),
+        ("ledger", status.ledger_trouble),
         ("error", status.error_message),
     ]
     for name, value in rows:

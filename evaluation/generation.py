@@ -12,6 +12,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig
+from evaluation.short_memory import in_parts
 
 FinishReason = Literal["stop", "length", "time"]
 
@@ -82,13 +83,13 @@ class Generator:
         seconds = max_seconds or self._config.max_generation_seconds
         answers: dict[int, Answer] = {}
         by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-        size = self._config.per_device_eval_batch_size
         was_training = self._model.training
         self._model.eval()
         try:
-            for first in range(0, len(by_length), size):
-                numbers = by_length[first : first + size]
-                batch = self._answer([prompts[number] for number in numbers], limit, seconds)
+            for numbers, batch in in_parts(
+                *(by_length, self._config.per_device_eval_batch_size),
+                lambda some: self._answer([prompts[number] for number in some], limit, seconds),
+            ):
                 answers.update(zip(numbers, batch, strict=True))
         finally:
             self._model.train(was_training)

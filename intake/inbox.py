@@ -6,6 +6,7 @@ and never used to build a path outside the five folders. Making a job of a copy 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -26,6 +27,8 @@ from config import InboxConfig, Paths
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".json", ".csv", ".parquet")
+LINE_SUFFIXES = (".jsonl", ".csv")
+"""Files whose last byte tells whether they may have been cut short."""
 OWN_FOLDERS = frozenset({"processing", "done", "rejected", "failed", "skipped"})
 COMPANIONS = (".report.json", ".report.txt", ".refused.jsonl")
 """What is added to a file's name for the files that lie beside it."""
@@ -76,7 +79,11 @@ class _Seen:
     number: int
     signature: Signature
     since: float
+    due: float
+    """When it may be taken if it does not change before."""
     is_settled: bool = False
+    is_told: bool = False
+    """That it ends in the middle of a line has been logged."""
 
 
 class Inbox:
@@ -119,11 +126,7 @@ class Inbox:
     def seconds_to_next_look(self) -> float:
         """Return when the next scan is worth while: as soon as a file may have settled."""
         now = self._clock()
-        due = [
-            seen.since + self._config.settle_seconds - now
-            for seen in self._seen.values()
-            if not seen.is_settled
-        ]
+        due = [seen.due - now for seen in self._seen.values() if not seen.is_settled]
         return min([seconds for seconds in due if seconds > 0] + [self._config.poll_seconds])
 
     def _walk(self, problems: dict[str, str]) -> Iterator[Candidate]:
@@ -181,20 +184,40 @@ class Inbox:
         seen = self._seen.get(candidate.path)
         if seen is None:
             self._seen_count += 1
-            self._seen[candidate.path] = _Seen(self._seen_count, candidate.signature, now)
+        if seen is None or seen.signature != candidate.signature:
+            number = self._seen_count if seen is None else seen.number
+            due = now + self._config.settle_seconds
+            self._seen[candidate.path] = _Seen(number, candidate.signature, now, due)
             return False
-        if seen.signature != candidate.signature:
-            self._seen[candidate.path] = _Seen(seen.number, candidate.signature, now)
-            return False
-        seen.is_settled = now - seen.since >= self._config.settle_seconds
+        seen.is_settled = now >= seen.due
         if not seen.is_settled:
             return False
         reason = self._reason_it_cannot_be_taken(candidate)
         if reason is not None:
             problems[_show(candidate.path, self._folder)] = reason
             return False
-        seen.is_settled = not _is_open_for_writing(candidate.path)
+        seen.is_settled = not _is_open_for_writing(candidate.path) and self._has_whole_lines(candidate, seen)
         return seen.is_settled
+
+    def _has_whole_lines(self, candidate: Candidate, seen: _Seen) -> bool:
+        """Tell whether a file of lines ends with one, or has stood still long enough to end without."""
+        if candidate.suffix not in LINE_SUFFIXES or _ends_with_a_line(candidate.path):
+            return True
+        patient_until = seen.since + self._config.unfinished_line_seconds
+        if self._clock() < patient_until:
+            seen.due = patient_until
+            return False
+        if not seen.is_told:
+            seen.is_told = True
+            self._tell_unfinished(candidate)
+        return True
+
+    def _tell_unfinished(self, candidate: Candidate) -> None:
+        logger.warning(
+            "inbox/%s ends in the middle of a line and is taken as it is: it stood still for %g s "
+            "(inbox.unfinished_line_seconds)",
+            *(candidate.name, self._config.unfinished_line_seconds),
+        )
 
     @staticmethod
     def _reason_it_cannot_be_taken(candidate: Candidate) -> str | None:
@@ -239,6 +262,19 @@ def copy_privately(
         return sha256 if is_whole else None
     finally:
         os.close(descriptor)
+
+
+def linked_files(inbox: Path) -> Iterator[Path]:
+    """Yield the dropped files that bear another name as well; such a file is never taken."""
+    for folder, folders, names in os.walk(inbox):
+        if folder == str(inbox):
+            folders[:] = [name for name in folders if name not in OWN_FOLDERS]
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                    yield path
 
 
 def is_temporary(name: str) -> bool:
@@ -312,6 +348,18 @@ def _is_open_for_writing(path: Path) -> bool:
         return True  # vanished or replaced; the next scan tells
     try:
         return _has_writer(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    try:
+        descriptor = _open_quietly(path)
+    except OSError:
+        return False  # vanished or replaced; the next scan tells
+    try:
+        size = os.fstat(descriptor).st_size
+        return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
     finally:
         os.close(descriptor)
 

@@ -33,9 +33,13 @@ class RecordFiles:
     def __enter__(self) -> RecordFiles:
         if self._run is not None:
             durable.make_folder(self._run.data)
-            self._train = _open_temporary(self._run.train_records)
-            self._held_out = _open_temporary(self._run.held_out_records)
-            self._refused = _open_temporary(self._run.refused)
+            try:
+                self._train = _open_temporary(self._run.train_records)
+                self._held_out = _open_temporary(self._run.held_out_records)
+                self._refused = _open_temporary(self._run.refused)
+            except OSError:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -75,6 +79,9 @@ class RecordFiles:
             final.unlink(missing_ok=True)
             if final in wanted:
                 durable.move_file(_temporary(final), final)
+            else:
+                # Before the report: once that is there, nobody comes back to tidy up.
+                _temporary(final).unlink()
         durable.write_bytes(self._run.report_text, card.to_text().encode("utf-8"))
         durable.write_json(self._run.report, card.model_dump(mode="json"))
 

@@ -11,14 +11,18 @@ from pathlib import Path
 import filelock
 
 from config import Paths
-from errors import AlreadyRunning
+from errors import AlreadyRunning, UsageError
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def only_daemon(paths: Paths) -> Iterator[None]:
-    """Hold the lock of a base folder; raise AlreadyRunning with the pid of the daemon that has it."""
+    """Hold the lock of a base folder; raise AlreadyRunning with the pid of the daemon that has it.
+
+    The lock is the kernel's, so it dies with its holder and the file that stays behind means nothing. Raises
+    UsageError on a file system without such locks: one daemon alone could not be told from two.
+    """
     lock = filelock.FileLock(paths.daemon_lock, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -26,6 +30,11 @@ def only_daemon(paths: Paths) -> Iterator[None]:
         pid = paths.daemon_lock.read_text(encoding="ascii").strip() or "unknown"
         raise AlreadyRunning(
             f"{paths.base}: a daemon with pid {pid} runs here; end it first, for instance with: trainbox stop"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"{paths.daemon_lock}: cannot be locked ({error.strerror}); put the base folder on a file system "
+            "with flock, for instance a local disk"
         ) from error
     try:
         _name_holder(paths.daemon_lock, f"{os.getpid()}\n")

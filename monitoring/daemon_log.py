@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import sys
 
 from config import LoggingConfig, Paths
 
@@ -18,12 +19,25 @@ class PrintableFormatter(logging.Formatter):
         return "\n    ".join("".join(map(_printable, line)) for line in lines)
 
 
+class LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that may fall silent, on a full disk for instance; standard error has every line as well."""
+
+    _is_silent = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once that lines are missing from the file, instead of a traceback for each."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_silent:
+            self._is_silent = True
+            sys.stderr.write(f"Cannot write {self.baseFilename}: {error.strerror}; lines will be missing\n")
+
+
 def start_logging(paths: Paths, config: LoggingConfig) -> None:
     """Log to logs/daemon.log and to standard error."""
     handlers: list[logging.Handler] = [
-        logging.handlers.RotatingFileHandler(
-            paths.log_file, maxBytes=config.max_bytes, backupCount=config.backups, encoding="utf-8"
-        ),
+        LogFile(paths.log_file, maxBytes=config.max_bytes, backupCount=config.backups, encoding="utf-8"),
         logging.StreamHandler(),
     ]
     for handler in handlers:

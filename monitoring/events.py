@@ -152,16 +152,28 @@ class ExampleEvent(_Event):
     """Why there is no whole answer."""
 
 
+class BestCheckpoint(BaseModel):
+    """The best checkpoint of a run so far, as ``scoring.selection`` says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    path: str
+    epoch: float | None = None
+    eval_loss: float | None = None
+    score: float | None = None
+    epochs_without_improvement: int | None = None
+    """Of the newest evaluation: how many in a row did not beat the one just before."""
+
+
 class CheckpointEvent(_Event):
-    """A whole, sealed checkpoint lies in the run folder."""
+    """A whole, sealed checkpoint lies in the run folder; also said of the one that a run goes on from."""
 
     event: Literal["checkpoint"] = "checkpoint"
     step: int
     path: str
     eval_loss: float | None
-    is_best: bool
-    epoch: float | None = None
-    score: float | None = None
+    best: BestCheckpoint | None
 
 
 class PublishedEvent(_Event):

@@ -22,6 +22,7 @@ from errors import IntegrityError
 from monitoring.evaluation_windows import EvalSample, RecentExample
 from monitoring.events import (
     AlertEvent,
+    BestCheckpoint,
     CheckpointEvent,
     Event,
     ExampleEvent,
@@ -59,7 +60,9 @@ Status = Literal["idle", "training", "crashed", "completed", "paused", "stopping
 
 STALE_INTERVALS = 15
 """A daemon that lives but has written nothing for so many status intervals is stale."""
-_AT_ONCE = frozenset({"state", "status", "job_id", "control", "message", "version", "queue"})
+_AT_ONCE = frozenset(
+    {"state", "status", "job_id", "control", "message", "version", "queue", "ledger_trouble"}
+)
 
 
 class _Part(BaseModel):
@@ -89,16 +92,6 @@ class QueueStatus(_Part):
     trouble: str | None = None
 
 
-class BestCheckpoint(_Part):
-    """The best checkpoint of this run so far, as ``scoring.selection`` says."""
-
-    step: int
-    path: str
-    eval_loss: float | None
-    epoch: float | None = None
-    score: float | None = None
-
-
 class TrainingStatus(_Part):
     """The whole document."""
 
@@ -108,6 +101,8 @@ class TrainingStatus(_Part):
     message: str | None = None
     timestamp: datetime = Field(default_factory=now)
     heartbeat_at: datetime = Field(default_factory=now)
+    heartbeat_monotonic_seconds: float | None = Field(default_factory=time.monotonic)
+    """The same moment in seconds since boot: how old it is does not depend on the wall clock."""
     pid: int = Field(default_factory=os.getpid)
     pid_start_ticks: int | None = Field(default_factory=lambda: start_ticks(os.getpid()))
     status_seconds: float = 2.0
@@ -118,6 +113,8 @@ class TrainingStatus(_Part):
     """The version that is current."""
     control: ControlStatus | None = None
     queue: QueueStatus = QueueStatus()
+    ledger_trouble: str | None = None
+    """Why the ledger is behind the directories; it catches up by itself."""
     batch_queue_size: int | None = None
     batch_number: int | None = None
 
@@ -241,7 +238,8 @@ class StatusWriter:
         if self._hardware is not None:
             worker_rss = self.status.worker_rss_bytes
             self.status = self.status.model_copy(update=self._signals.look(self._hardware.read(), worker_rss))
-        self.status = self.status.model_copy(update={"timestamp": at, "heartbeat_at": at})
+        beat = {"heartbeat_at": at, "heartbeat_monotonic_seconds": time.monotonic()}
+        self.status = self.status.model_copy(update={"timestamp": at, **beat})
         self._written_at = self._clock()
         try:
             durable.write_json(self._path, self.status.model_dump(mode="python"), sync=False)
@@ -294,9 +292,8 @@ class StatusWriter:
                 self._observe_step(event)
             case ExampleEvent():
                 self._observe_example(event)
-            case CheckpointEvent(is_best=True):
-                best = BestCheckpoint(**event.model_dump(include=set(BestCheckpoint.model_fields)))
-                self.update(best_checkpoint=best)
+            case CheckpointEvent() if event.best is not None:
+                self.update(best_checkpoint=event.best)
             case PublishedEvent():
                 self.update(message=f"{event.version}: {event.decision}, {event.reason}")
             case _:
@@ -375,8 +372,8 @@ def read_status(paths: Paths) -> Reading | None:
     except ValidationError as error:
         raise IntegrityError(f"{paths.status_file}: not a status document: {error}") from error
     is_running = status.pid_start_ticks is not None and start_ticks(status.pid) == status.pid_start_ticks
-    age_seconds = (now() - status.heartbeat_at).total_seconds()
-    is_silent = age_seconds > STALE_INTERVALS * status.status_seconds
+    heard_at = status.heartbeat_monotonic_seconds
+    is_silent = heard_at is not None and time.monotonic() - heard_at > STALE_INTERVALS * status.status_seconds
     has_ended = status.state == "stopped"
     return Reading(status, is_running and not has_ended, not has_ended and (not is_running or is_silent))
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from config import Paths
+from config import Paths, load_config
+from monitoring.daemon_lock import only_daemon
+from training.ledger.upkeep import ledger_differences
 from training.versions import VersionStore
 
 ROOT = Path(__file__).parent.parent
@@ -253,3 +255,30 @@ def test_watching_the_status_shows_it_again_and_again(lineage: Path) -> None:
     finally:
         watching.terminate()
         watching.communicate(timeout=30)
+
+
+def test_ledger_lists_the_jobs_with_what_became_of_them(lineage: Path) -> None:
+    rows = [line for line in trainbox(lineage, "ledger").stdout.splitlines() if ".jsonl" in line]
+    assert [("completed" in row, "v000" in row) for row in rows] == [(True, True)] * 2
+    jobs = json.loads(trainbox(lineage, "ledger", "--json").stdout)
+    assert [job["file_name"] for job in jobs] == ["first.jsonl", "second.jsonl"]
+    assert all(job["best_eval_loss"] is not None and job["val_samples"] > 0 for job in jobs)
+
+
+def test_ledger_rebuild_makes_it_again_equal_row_for_row(lineage: Path) -> None:
+    kept = trainbox(lineage, "ledger", "--json").stdout
+    Paths(lineage).ledger.unlink()
+    assert "trainbox ledger rebuild" in trainbox(lineage, "ledger").stderr
+    rebuilt = trainbox(lineage, "ledger", "rebuild")
+    assert (rebuilt.returncode, rebuilt.stdout) == (0, "Made the ledger again: 2 jobs.\n")
+    assert trainbox(lineage, "ledger", "--json").stdout == kept
+    assert ledger_differences(Paths(lineage), load_config(lineage)) == []
+
+
+def test_ledger_rebuild_is_refused_while_a_daemon_lives(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.create()
+    with only_daemon(paths):
+        refused = trainbox(tmp_path, "ledger", "rebuild")
+    assert (refused.returncode, "trainbox stop" in refused.stderr) == (2, True)
+    assert not paths.ledger.exists()

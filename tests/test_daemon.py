@@ -11,147 +11,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 import durable
-from config import Paths
-from monitoring.training_status import Reading, read_status
-from training.jobs import Job, JobStore
+from tests.daemon_base import LONG, ROOT, Base, wait_until
 from training.versions import VersionStore
-
-ROOT = Path(__file__).parent.parent
-STUB = ROOT / "tests" / "stub_worker.py"
-LAUNCH = """
-import sys, daemon
-from pathlib import Path
-base, stub, until_idle, *overrides = sys.argv[1:]
-code = daemon.run(
-    Path(base), overrides=overrides, until_idle=until_idle == "1",
-    worker_command=(sys.executable, stub), retry_seconds=0.1,
-)
-heavy = {"torch", "transformers", "trl", "peft", "numpy"} & set(sys.modules)
-sys.exit(f"the daemon imported {heavy}" if heavy else code)
-"""
-QUICK = ("inbox.settle_seconds=0.2", "inbox.poll_seconds=0.05", "monitoring.status_seconds=0.1")
-LONG: dict[str, Any] = {"steps": 100_000, "step_seconds": 0.01}
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-class Base:
-    """A base folder, and the daemons that a test starts on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = Paths(folder)
-        self.paths.create()
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def drop(self, name: str = "a.jsonl", *, tag: str = "", **script: object) -> Path:
-        path = self.paths.inbox / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"stub": script, "tag": tag or name}) + "\n", encoding="utf-8")
-        return path
-
-    def start(self, *overrides: str, until_idle: bool = False, **environment: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", LAUNCH, str(self.paths.base), str(STUB), str(int(until_idle))]
-        process = subprocess.Popen(
-            [*command, *QUICK, *overrides],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            stderr=subprocess.PIPE,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, *overrides: str, seconds: float = 60.0) -> str:
-        """Run a daemon until it is idle and return its log."""
-        process = self.start(*overrides, until_idle=True)
-        _, log = process.communicate(timeout=seconds)
-        assert process.returncode == 0, log.decode()
-        return log.decode()
-
-    def end(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> str:
-        """Send a signal, expect a clean end, and return the log."""
-        process.send_signal(number)
-        return self.ended(process)
-
-    def ended(self, process: subprocess.Popen[bytes], seconds: float = 30.0) -> str:
-        _, log = process.communicate(timeout=seconds)
-        assert process.returncode == 0, log.decode()
-        return log.decode()
-
-    @property
-    def status(self) -> Any:
-        reading = self.reading
-        return reading.status if reading is not None else None
-
-    @property
-    def reading(self) -> Reading | None:
-        return read_status(self.paths)
-
-    def is_in(self, state: str) -> bool:
-        reading = self.reading
-        return reading is not None and reading.is_running and reading.status.state == state
-
-    def is_at_step(self, step: int) -> bool:
-        return self.is_in("training") and (self.status.batch_step or 0) >= step
-
-    def acknowledged(self, command: str) -> bool:
-        control = self.status.control if self.status is not None else None
-        return control is not None and control.command == command and control.applied_at is not None
-
-    def command(self, command: str, reason: str = "") -> None:
-        durable.write_bytes(self.paths.control(command), reason.encode())
-
-    def jobs(self) -> list[Job]:
-        return JobStore(self.paths).all()
-
-    def job(self) -> Job:
-        (job,) = self.jobs()
-        return job
-
-    def events(self, job: Job) -> list[dict[str, Any]]:
-        lines = self.paths.run(job.job_id).events.read_bytes().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def steps(self, job: Job) -> list[int]:
-        return [event["step"] for event in self.events(job) if event["event"] == "step"]
-
-    def inputs_of_versions(self) -> list[str]:
-        return [version.facts.input_name for version in VersionStore(self.paths).list()]
-
-    def files(self, folder: str) -> set[str]:
-        names = os.listdir(self.paths.inbox / folder)
-        return {name for name in names if not name.endswith((".report.json", ".report.txt"))}
-
-    def workers(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.cmdline()[1:3] == [str(STUB), str(self.paths.base)]:
-                    found.append(process)
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Base]:
     made = Base(tmp_path / "base")
     yield made
-    for process in made.started:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
-    wait_until(lambda: made.workers() == [])
+    made.close()
 
 
 # The way of a file
@@ -357,33 +231,17 @@ def test_an_inbox_that_vanishes_under_a_job_costs_it_nothing(base: Base) -> None
     base.end(daemon)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
-def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("this machine does not let us mount a tmpfs")
-    try:
-        base = Base(folder)
-        base.drop().write_text(json.dumps({"stub": {}, "filler": "x" * 300_000}) + "\n", encoding="utf-8")
-        ballast = folder / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while file.write(b"x" * 4096):
-                pass
-        daemon = base.start()
-        log = iter(lambda: daemon.stderr.readline().decode(), "")  # type: ignore[union-attr]
-        assert any("cannot take inbox/a.jsonl" in line and "No space left" in line for line in log)
-        assert daemon.poll() is None
-        ballast.unlink()
-        wait_until(lambda: base.files("done") == {"a.jsonl"})
-        assert (base.job().outcome, base.job().attempts) == ("completed", 1)
-        base.end(daemon)
-    finally:
-        for process in base.started:
-            process.kill()
-            process.wait()
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def test_a_file_that_could_not_be_moved_when_claimed_is_filed_all_the_same(base: Base) -> None:
+    base.drop()
+    base.paths.processing.rmdir()
+    base.paths.processing.touch()
+    daemon = base.start()
+    wait_until(lambda: base.is_in("waiting"))
+    base.paths.processing.unlink()
+    wait_until(lambda: base.files("done") == {"a.jsonl"})
+    assert not (base.paths.inbox / "a.jsonl").exists()
+    assert (base.job().outcome, base.job().attempts) == ("completed", 1)
+    base.end(daemon)
 
 
 # Control
@@ -679,6 +537,34 @@ def test_the_log_is_rotated_at_max_bytes_and_backups_are_kept(base: Base) -> Non
     assert all(log.stat().st_size <= 500 for log in logs)
 
 
+@pytest.mark.config_key("retention.run_logs")
+@pytest.mark.parametrize("kept", [1, 3])
+def test_the_newest_run_logs_are_kept(base: Base, kept: int) -> None:
+    for number in range(1, 5):
+        (base.paths.run_logs / f"{number:06d}-00000000.log").touch()
+        (base.paths.runs / f"{number:06d}-00000000").mkdir()
+    base.drop()
+    base.run(f"retention.run_logs={kept}")
+    names = sorted(path.name[:6] for path in base.paths.run_logs.glob("0*"))
+    assert names == ["000003", "000004", "000005"][-kept:]
+
+
+def test_a_folder_that_cannot_be_worked_in_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "status").touch()
+    command = [sys.executable, str(ROOT / "daemon.py"), "--base", str(tmp_path), "--until-idle"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("trainbox: ") and len(process.stderr.splitlines()) == 1
+
+
+def test_what_a_dead_worker_left_of_a_version_is_removed(base: Base) -> None:
+    leftover = base.paths.versions / ".v0001.partial"
+    leftover.mkdir()
+    (leftover / "adapter_model.safetensors").write_bytes(b"half")
+    base.run()
+    assert os.listdir(base.paths.versions) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -695,3 +581,28 @@ def test_wrong_usage_ends_with_2_and_says_what_to_do(base: Base, arguments: list
     )
     assert process.returncode == 2
     assert message in process.stderr
+
+
+def test_a_new_version_is_copied_to_the_second_root_before_an_idle_daemon_ends(
+    base: Base, tmp_path: Path
+) -> None:
+    root = tmp_path / "second disk"
+    root.mkdir()
+    base.drop()
+    base.run(f"backup.root={root}")
+    assert durable.is_sealed(root / "v0001")
+
+
+def test_a_second_root_that_is_away_is_told_and_stops_no_training(base: Base, tmp_path: Path) -> None:
+    base.drop()
+    log = base.run(f"backup.root={tmp_path / 'away'}")
+    assert base.job().outcome == "completed"
+    assert "mount its disk" in log
+    assert "mount its disk" in base.status.queue.trouble
+
+
+def test_checkpoints_of_finished_runs_go_when_the_budget_is_spent(base: Base) -> None:
+    base.drop(steps=4, checkpoint_every=2)
+    base.run("retention.max_bytes=0")
+    assert list(base.paths.run(base.job().job_id).folder.glob("checkpoint-*")) == []
+    assert VersionStore(base.paths).get("current").name == "v0001"

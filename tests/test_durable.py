@@ -47,6 +47,36 @@ def test_a_reader_never_sees_half_a_write(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["status.json"]
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_bytes_are_on_the_disk_before_they_get_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    path = tmp_path / "status.json"
+    named_at_fsync: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: named_at_fsync.append(path.exists()))
+    durable.write_bytes(path, b"{}", sync=sync)
+    assert named_at_fsync[0] is False
+
+
+def test_a_write_that_fails_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        durable.write_bytes(tmp_path / "taken", b"data")
+    assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_copying_once_makes_a_whole_file_or_none_and_leaves_what_is_there(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(b"data")
+    durable.copy_once(source, copy)
+    source.write_bytes(b"later")
+    durable.copy_once(source, copy)
+    assert copy.read_bytes() == b"data"
+    with pytest.raises(IsADirectoryError):
+        durable.copy_once(tmp_path, tmp_path / "copy of a folder")
+    assert sorted(os.listdir(tmp_path)) == ["copy", "source"]
+
+
 def test_json_never_holds_a_number_that_is_not_finite(tmp_path: Path) -> None:
     durable.write_json(tmp_path / "x.json", {"loss": float("nan"), "grad": float("inf"), "ok": 1.5})
     assert durable.read_json(tmp_path / "x.json") == {"loss": None, "grad": None, "ok": 1.5}

@@ -32,9 +32,10 @@ TORCH = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
 TORCH_ROOMS = {
     *("training.worker", "training.dataset", "training.model", "training.trainer", "training.callbacks"),
     *("training.batches", "training.adapter", "training.optimization"),
-    *("training.tuning", "training.base_model"),
+    *("training.tuning", "training.base_model", "training.merging", "training.gguf_file"),
     *("monitoring.live_monitor", "monitoring.lora_monitor"),
     *("evaluation.generation", "evaluation.losses", "evaluation.fixed_eval", "serving.inference"),
+    "evaluation.short_memory",
 }
 
 
@@ -148,3 +149,16 @@ def test_nothing_of_a_run_is_tracked_by_git() -> None:
     if tracked.returncode != 0:
         pytest.skip("not a git checkout")
     assert {Path(name).name for name in tracked.stdout.split()} == {".gitkeep"}
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    promised = set(re.findall(r"`(test_\w+)`", text))
+    defined = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert promised
+    assert promised - defined == set()

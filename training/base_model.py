@@ -85,6 +85,17 @@ def locate_base(paths: Paths, config: ModelConfig) -> Path:
     return folder
 
 
+def find_base(paths: Paths, name: str) -> Path | None:
+    """Return the folder in which the weights of ``model.base`` lie, unchecked; None when there is none."""
+    try:
+        if name == EMBEDDED:
+            folder = paths.base_models / EMBEDDED_FOLDER
+            return folder if (folder / durable.MANIFEST).is_file() else None
+        return _folder_meant(paths, name) or _snapshot(name)
+    except ConfigError:
+        return None
+
+
 def base_sha256(folder: Path) -> str:
     """Return one hash for all weights of a model folder; it does not depend on where the folder lies.
 

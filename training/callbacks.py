@@ -14,10 +14,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 import durable
 from config import Config, RunPaths, TrainConfig
-from monitoring.events import CheckpointEvent, EvaluatedEvent, NoteEvent, SignalsEvent, StepEvent
+from monitoring.events import (
+    BestCheckpoint,
+    CheckpointEvent,
+    EvaluatedEvent,
+    NoteEvent,
+    SignalsEvent,
+    StepEvent,
+)
 from training import checkpoints
 from training.checkpoint_scorer import CheckpointHistory, ScoredCheckpoint, ScoreWeights
-from training.checkpoints import CheckpointFacts
+from training.checkpoints import Checkpoint, CheckpointFacts
 from training.daemon_link import DaemonLink
 from training.early_stopping import EarlyStopping, StoppingRule, StoppingState
 from training.evolution import Evolution
@@ -131,6 +138,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             self.tokens = start.tokens
             self._window_sum, self._window_weight = start.window_sum, start.window_weight
             self._stopping = _early_stopping(self._config, start.early_stopping)
+            self._announce(start)  # the daemon may have missed it
             trainer.micro_batch = min(trainer.micro_batch, start.micro_batch)
         self._micro_batch = trainer.micro_batch
         if self._evolution is not None:
@@ -312,20 +320,33 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         )
         folder = self._run.checkpoint(state.global_step)
         checkpoints.seal(folder, facts, self._scored)
+        logger.info("Saved checkpoint step=%d eval_loss=%s", facts.step, facts.eval_loss)
+        self._announce(facts)
+
+    def _announce(self, facts: CheckpointFacts) -> None:
+        """Tell of a checkpoint, and of the best one of all that are there."""
         known = checkpoints.list_checkpoints(self._run.folder, verify=False)
         best = checkpoints.best(known, self._scoring.selection)
-        is_best = best is not None and best.facts.step == facts.step
-        logger.info("Saved checkpoint step=%d eval_loss=%s", facts.step, facts.eval_loss)
+        without = self._history.scored[-1].epochs_without_improvement if self._history.scored else None
         self._link.emit(
             CheckpointEvent(
                 step=facts.step,
-                path=str(folder),
+                path=str(self._run.checkpoint(facts.step)),
                 eval_loss=facts.eval_loss,
-                is_best=is_best,
-                epoch=facts.epoch,
-                score=None if self._scored is None else self._scored.to_json()["score"],
+                best=None if best is None else _described(best, without),
             )
         )
+
+
+def _described(best: Checkpoint, epochs_without_improvement: int | None) -> BestCheckpoint:
+    return BestCheckpoint(
+        step=best.facts.step,
+        path=str(best.folder),
+        epoch=best.facts.epoch,
+        eval_loss=best.facts.eval_loss,
+        score=None if best.scored is None else best.scored.to_json()["score"],
+        epochs_without_improvement=epochs_without_improvement,
+    )
 
 
 def _early_stopping(config: TrainConfig, seen: dict[str, Any] | None) -> EarlyStopping | None:

@@ -18,11 +18,23 @@ from typing import Any, Literal
 import durable
 from config import Config, Paths, RunPaths, dump_config
 from errors import IntegrityError
-from intake.inbox import COMPANIONS, Candidate, Signature, copy_privately, path_from_relative, place_name
+from intake.inbox import (
+    COMPANIONS,
+    Candidate,
+    Signature,
+    copy_privately,
+    linked_files,
+    path_from_relative,
+    place_name,
+)
 from monitoring.events import now
+from training.disk_space import Need, demand
 from training.jobs import Job, JobStore, Source, make_job_id
 
 logger = logging.getLogger(__name__)
+
+FILES_OF_A_CLAIM = 8
+"""Files and folders that a claim makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +60,38 @@ class Claims:
         self._next_number = store.next_number()
         self._jobs_by_hash: defaultdict[str, list[str]] = defaultdict(list)
         self._places: set[str] = set()
+        self._unfinished: dict[str, Job] = {}
+        """Jobs whose original may still lie in the inbox, by its path there."""
         for job in store.all():
             self._remember(job)
 
     def recover(self) -> None:
-        """Throw away staging folders and finish the moves that a crash left undone."""
+        """Throw away what was not finished, and finish the moves that a crash left undone."""
         for folder in sorted(self._paths.runs.glob(f".*{durable.PARTIAL_SUFFIX}")):
             logger.info("Removed the unfinished folder %s", folder.name)
             durable.remove_tree(folder)
+        for torn in sorted(self._paths.runs.glob(f"*/data/.*{durable.PARTIAL_SUFFIX}")):
+            logger.info("Removed the unfinished file %s of %s", torn.name, torn.parent.parent.name)
+            torn.unlink()
         for job in self._store.queue():
-            self._withdraw(job)
+            self.withdraw(job)
+        for path in linked_files(self._paths.inbox):
+            self._finish_setting_aside(path)
 
     def claim(self, candidate: Candidate) -> Job | SetAside | None:
-        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again."""
+        """Make a job of `candidate`, or set it aside; None when it changed meanwhile: scan again.
+
+        Also None for the original of an earlier job that could not be moved away then: that is done now.
+        Raises EnvironmentNotReady when its copy would not leave ``disk.min_free_bytes`` free.
+        """
+        unfinished = self._unfinished.pop(candidate.relative_path, None)
+        if unfinished is not None and _is_still(candidate.path, unfinished):
+            self._finish(unfinished)
+            return None
         if candidate.signature.size_bytes > self._config.inbox.max_file_bytes:
             return self._set_aside_too_large(candidate)
+        copy = Need(candidate.signature.size_bytes, FILES_OF_A_CLAIM)
+        demand(self._paths.runs, copy, self._config.disk.min_free_bytes)
         staging = RunPaths(self._paths.runs / f".{self._next_number:06d}{durable.PARTIAL_SUFFIX}")
         try:
             return self._claim_through(staging, candidate)
@@ -84,10 +113,9 @@ class Claims:
         durable.fsync_folder(staging.data)
         durable.fsync_folder(staging.folder)
         durable.rename_new(staging.folder, self._store.run(job).folder)
-        durable.fsync_folder(self._paths.runs)
         self._next_number += 1
         self._remember(job)
-        self._withdraw(job)
+        self._finish(job)
         logger.info("Claimed inbox/%s as job %s (%d bytes)", candidate.name, job.job_id, job.size_bytes)
         return job
 
@@ -121,7 +149,16 @@ class Claims:
         self._jobs_by_hash[job.sha256].append(job.job_id)
         self._places.add(job.place)
 
-    def _withdraw(self, job: Job) -> None:
+    def _finish(self, job: Job) -> None:
+        """Move the original away once the job is on the disk; the job is there whether that works or not."""
+        try:
+            durable.fsync_folder(self._paths.runs)
+            self.withdraw(job)
+        except OSError as error:
+            logger.warning("Could not move inbox/%s away, will try again: %s", job.name, error)
+            self._unfinished[job.source.relative_path] = job
+
+    def withdraw(self, job: Job) -> None:
         """Move the original to processing/ unless it is not the file that was copied; safe to repeat."""
         original = path_from_relative(self._paths.inbox, job.source.relative_path)
         place = self._paths.processing / job.place
@@ -152,10 +189,11 @@ class Claims:
 
     def _set_aside(self, candidate: Candidate, folder: Path, reason: str, facts: Mapping[str, Any]) -> Path:
         """Write the report, then move the file beside it; a repeat after a crash finds its own report."""
-        identity = list(candidate.signature)
+        identity = _identity(candidate.signature)
 
         def is_taken(place: str) -> bool:
-            return self._is_taken(place) and _identity_of_report(folder, place) != identity
+            is_begun = not os.path.lexists(folder / place) and _report_identity(folder / place) == identity
+            return self._is_taken(place) and not is_begun
 
         place = place_name(candidate.name, candidate.suffix, self._next_number, is_taken)
         durable.make_folder(folder)
@@ -166,6 +204,16 @@ class Claims:
         durable.move_file(candidate.path, folder / place)
         logger.warning("Moved inbox/%s to %s/%s: %s", candidate.name, folder.name, place, reason)
         return folder / place
+
+    def _finish_setting_aside(self, path: Path) -> None:
+        """Take a file's name in the inbox away when a power cut left it beside its report as well."""
+        signature = Signature.of(path.lstat())
+        for folder in (self._paths.done, self._paths.rejected):
+            for place in folder.iterdir():
+                is_it = place.lstat().st_ino == signature.inode
+                if is_it and _report_identity(place) == _identity(signature):
+                    durable.move_file(path, place)
+                    return
 
     def _is_taken(self, place: str) -> bool:
         """Tell whether a name, or one of the names beside it, is used in any of the five folders."""
@@ -181,22 +229,28 @@ class Claims:
 
 
 def _is_still(path: Path, job: Job) -> bool:
-    """Tell whether the file at `path` is the one that was copied for `job`, unchanged since."""
+    """Tell whether the file at `path` is the one that was copied for `job`, unchanged since.
+
+    The device's number says nothing: it may be another one after a reboot, and on btrfs after each mount.
+    """
     try:
         found = Signature.of(path.lstat())
     except (FileNotFoundError, NotADirectoryError):
         return False
     source = job.source
-    return (found.device, found.inode, found.mtime_ns, found.size_bytes) == (
-        *(source.device, source.inode, source.mtime_ns),
-        job.size_bytes,
-    )
+    known = (source.inode, source.mtime_ns, job.size_bytes)
+    return (found.inode, found.mtime_ns, found.size_bytes) == known
 
 
-def _identity_of_report(folder: Path, place: str) -> list[int] | None:
-    """Return which file the report of an earlier, interrupted attempt was written for."""
-    report = folder / f"{place}.report.json"
-    if os.path.lexists(folder / place) or not report.is_file():
+def _identity(signature: Signature) -> list[int]:
+    """Return what tells a file from others and outlives a move and a reboot."""
+    return [signature.inode, signature.mtime_ns, signature.size_bytes]
+
+
+def _report_identity(place: Path) -> list[int] | None:
+    """Return which file the report beside `place` was written for when that file was set aside."""
+    report = place.with_name(f"{place.name}.report.json")
+    if not report.is_file():
         return None
     try:
         document = durable.read_json(report)

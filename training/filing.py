@@ -19,6 +19,7 @@ def file_away(paths: Paths, job: Job) -> Path:
     OSError while the inbox is not to be had.
     """
     run = paths.run(job.job_id)
+    _remove_unfinished(run)
     if not paths.inbox.is_dir():
         raise FileNotFoundError(f"{paths.inbox}: the folder is missing; make it again or mount it")
     folder = folder_for(paths, job)
@@ -27,13 +28,22 @@ def file_away(paths: Paths, job: Job) -> Path:
     durable.write_json(_beside(place, ".report.json"), {**_report(run), "job": _ending(job)})
     durable.write_bytes(_beside(place, ".report.txt"), _report_text(run, job).encode())
     if run.refused.is_file() and run.refused.stat().st_size:
-        _copy_once(run.refused, _beside(place, ".refused.jsonl"))
+        durable.copy_once(run.refused, _beside(place, ".refused.jsonl"))
     original = paths.processing / job.place
     if os.path.lexists(original):
         durable.move_file(original, place)
     else:
-        _copy_once(run.input(job.suffix), place)
+        durable.copy_once(run.input(job.suffix), place)
     return place
+
+
+def _remove_unfinished(run: RunPaths) -> None:
+    """Remove what a worker that was killed or failed began to write: it will not come back for it."""
+    for leftover in sorted(run.folder.rglob(f".*{durable.PARTIAL_SUFFIX}")):
+        if leftover.is_dir():
+            durable.remove_tree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def folder_for(paths: Paths, job: Job) -> Path:
@@ -75,14 +85,3 @@ def _report_text(run: RunPaths, job: Job) -> str:
 
 def _beside(place: Path, companion: str) -> Path:
     return place.with_name(place.name + companion)
-
-
-def _copy_once(source: Path, destination: Path) -> None:
-    """Copy a file so that `destination` appears whole or not at all; do nothing when it is there."""
-    if os.path.lexists(destination):
-        return
-    partial = destination.with_name(f".{destination.name}{durable.PARTIAL_SUFFIX}")
-    partial.unlink(missing_ok=True)
-    durable.copy_file(source, partial)
-    durable.rename_new(partial, destination)
-    durable.fsync_folder(destination.parent)

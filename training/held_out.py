@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 import durable
-from chat_template import ChatTemplate
+from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
-from evaluation.generation import Answer, Generator
 from intake.formats import Record
+
+if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
+    from evaluation.generation import Answer, Generator
 
 
 def held_out_keys(paths: Paths) -> frozenset[bytes]:
@@ -24,14 +27,8 @@ def held_out_keys(paths: Paths) -> frozenset[bytes]:
 def keep_held_out(paths: Paths, job_id: str) -> None:
     """Copy the held-out records of a run to where they stay when the run is removed; safe to repeat."""
     source = paths.run(job_id).held_out_records
-    destination = paths.held_out / f"{job_id}.jsonl"
-    if destination.exists() or not source.exists():
-        return
-    partial = destination.with_name(f".{job_id}{durable.PARTIAL_SUFFIX}")
-    partial.unlink(missing_ok=True)
-    durable.copy_file(source, partial)
-    durable.rename_new(partial, destination)
-    durable.fsync_folder(paths.held_out)
+    if source.exists():
+        durable.copy_once(source, paths.held_out / f"{job_id}.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +103,16 @@ class HeldOutExamples:
         )
 
 
+def answered_conversations(records: Path) -> list[list[Message]]:
+    """Return the conversations that end with an answer in words, without tools."""
+    return [list(record.messages) for record in _answered(records)]
+
+
 def _golden(record: Record) -> str:
     return str(record.messages[-1]["content"])
 
 
 def _answered(records: Path) -> list[Record]:
-    """Return the conversations that end with an answer in words, without tools."""
     return [
         record
         for record in _read(records)

@@ -7,6 +7,7 @@ with thousands of finished jobs does not read them all several times a second.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from monitoring.events import OutcomeEvent, now
@@ -17,8 +18,10 @@ from training.runner import CRASH_KINDS
 class JobQueue:
     """What waits to run or to be filed away; every change is on disk before it is here."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, on_change: Callable[[Job], None] = lambda job: None) -> None:
+        """`on_change` is called with each job after its change is on disk."""
         self._store = store
+        self._on_change = on_change
         self._jobs = {job.job_id: job for job in store.queue()}
 
     def __bool__(self) -> bool:
@@ -48,6 +51,7 @@ class JobQueue:
     def add(self, job: Job) -> None:
         """Take in a job that was claimed just now."""
         self._jobs[job.job_id] = job
+        self._on_change(job)
 
     def latest(self, job: Job) -> Job:
         """Return what was last known of `job`."""
@@ -56,6 +60,7 @@ class JobQueue:
     def save(self, job: Job) -> Job:
         """Write a changed job durably."""
         self._jobs[job.job_id] = self._store.save(job)
+        self._on_change(job)
         return job
 
     def put_back(self, job: Job) -> Job:
@@ -63,12 +68,14 @@ class JobQueue:
         self._jobs[job.job_id] = job if job.outcome is not None else released(job)
         with contextlib.suppress(OSError):  # the disk may be what is waited for; memory has it
             self._store.save(self._jobs[job.job_id])
+        self._on_change(job)
         return self._jobs[job.job_id]
 
     def finish(self, job: Job) -> None:
         """Strike out a job whose file has been put away."""
         self._store.save(changed(job, state="finished"))
         self._jobs.pop(job.job_id, None)
+        self._on_change(job)
 
 
 def begun(job: Job) -> Job:

@@ -35,6 +35,7 @@ class Source(BaseModel):
     relative_path: str
     """Path below the inbox, percent-encoded from its raw bytes."""
     device: int
+    """As it was numbered then; the same disk may bear another number after a reboot."""
     inode: int
     mtime_ns: int
 

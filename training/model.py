@@ -23,7 +23,8 @@ from chat_template import ChatTemplate
 from config import Config, ModelConfig, Paths, TrainConfig
 from errors import ConfigError, EnvironmentNotReady, IntegrityError
 from evaluation.generation import Generator
-from training.base_model import base_sha256, locate_base
+from training.base_model import base_sha256
+from training.full_models import base_under
 from training.versions import Version, VersionStore
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,9 @@ def load_learner(
     notes: list[str] = []
     # The weights of a new adapter are drawn at random.
     transformers.set_seed(config.train.seed)
-    with _known_warnings():
+    with known_warnings():
         if parent is None:
-            adapted = _new_adapter(model, config.train)
+            adapted = new_adapter(model, config.train)
         else:
             adapter = PeftConfig.from_pretrained(str(parent.folder))
             notes = _differences(adapter, config.train, parent.name)
@@ -83,7 +84,7 @@ def load_learner(
 def load_generator(paths: Paths, config: Config, which: str) -> Generator:
     """Load a version (``current``, ``v0003``, a number) or the ``base`` model, ready to answer."""
     version = None if which == "base" else VersionStore(paths).get(which)
-    base = locate_base(paths, config.model)
+    base = base_under(paths, config.model, None if version is None else version.facts)
     if version is not None and version.facts.base_sha256 != base_sha256(base):
         raise IntegrityError(
             f"{version.name} was trained on other base weights than those in {base}; set model.base to "
@@ -92,7 +93,7 @@ def load_generator(paths: Paths, config: Config, which: str) -> Generator:
     set_threads(config.train)
     model: Any = load_base(base, config.model, choose_precision(config.model))
     if version is not None:
-        with _known_warnings():
+        with known_warnings():
             model = PeftModel.from_pretrained(model, str(version.folder))
     template = ChatTemplate.load(base, config.model.chat_template_kwargs)
     return Generator(model, template, config.evaluation)
@@ -118,6 +119,14 @@ def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrain
 def device() -> torch.device:
     """Return the device that trains: the first GPU, or the CPU where there is none."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_name() -> str:
+    """Return which kind of device trains, with the memory of a GPU; alike machines have the same name."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    facts = torch.cuda.get_device_properties(0)
+    return f"{facts.name} {facts.total_memory}"
 
 
 def set_threads(config: TrainConfig) -> None:
@@ -167,7 +176,8 @@ def trainable_parameters(model: PeftModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _new_adapter(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
+def new_adapter(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
+    """Put the configured adapter on a base; it changes nothing yet."""
     adapter = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -205,7 +215,7 @@ def _four_bits() -> transformers.BitsAndBytesConfig:
 
 
 @contextlib.contextmanager
-def _known_warnings() -> Iterator[None]:
+def known_warnings() -> Iterator[None]:
     """Silence what PEFT sets off by reading a deprecated attribute of transformers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

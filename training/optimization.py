@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -63,3 +64,34 @@ def carry_moments(optimizer: Optimizer, names: Sequence[str], folder: Path) -> N
             "adapter weight; set it to 'reset'"
         ) from error
     optimizer.load_state_dict(current)
+
+
+def survive_short_memory(optimizer: Optimizer, on_short: Callable[[], None]) -> None:
+    """Have `optimizer` begin its first step again where memory did not hold the moments made in it.
+
+    The weights and the empty state are put back, then `on_short` makes room or gives up by raising. A later
+    step, which may have changed some weights already, cannot be begun again: its error is passed on after
+    `on_short`.
+    """
+    plain = optimizer.step
+
+    def step(self: Optimizer, closure: Any = None) -> Any:
+        is_first = not self.state
+        parameters = [weight for group in self.param_groups for weight in group["params"]]
+        before = [weight.detach().to("cpu", copy=True) for weight in parameters] if is_first else []
+        while True:
+            try:
+                return plain(closure)
+            except torch.OutOfMemoryError:
+                if not is_first:
+                    on_short()
+                    raise
+            # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
+            self.state.clear()
+            with torch.no_grad():
+                for weight, saved in zip(parameters, before, strict=True):
+                    weight.copy_(saved)
+            on_short()
+
+    # A bound method, since a learning-rate schedule wraps it once more as one.
+    optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]

@@ -48,8 +48,17 @@ class Publication:
     result: Result
 
     def publish(self, versions: VersionStore) -> Version:
-        """Put the version together and commit it."""
+        """Put the version together and commit it; what a full disk cut short is removed."""
         staging = versions.stage()
+        try:
+            self._fill(staging)
+            return versions.publish(staging, self._facts())
+        except OSError:
+            if staging.exists():
+                durable.remove_tree(staging)
+            raise
+
+    def _fill(self, staging: Path) -> None:
         checkpoint = self.result.candidate.folder
         for name in ADAPTER_FILES:
             durable.copy_file(checkpoint / name, staging / name)
@@ -57,13 +66,13 @@ class Publication:
             if (self.learner.base / name).is_file():
                 durable.copy_file(self.learner.base / name, staging / name)
         _copy_moments(checkpoint, staging / TRAINING_STATE)
-        return versions.publish(staging, self._facts())
 
     def _facts(self) -> VersionFacts:
         best = self.result.candidate.facts
         held_out = _held_out(self.result)
         return VersionFacts(
             parent=None if self.parent is None else self.parent.name,
+            consolidated=None if self.parent is None else self.parent.facts.consolidated,
             job_id=self.job.job_id,
             input_name=self.job.name,
             input_sha256=self.job.sha256,

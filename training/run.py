@@ -14,7 +14,7 @@ from typing import Any
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths, RunPaths, load_config
-from errors import FileRefused, JobFailed
+from errors import EnvironmentNotReady, FileRefused, JobFailed
 from evaluation.generation import Generator
 from intake.report import ReportCard
 from intake.validation import PlanInputs, check_file
@@ -22,16 +22,18 @@ from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEven
 from monitoring.live_monitor import watch
 from training import checkpoints
 from training.adapter import adapter_weights, load_adapter, set_adapter_weights
-from training.base_model import prepare_base
 from training.callbacks import RunCallback
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import TokenRows, tokenise_run
 from training.evolution import Evolution
+from training.full_models import base_under
 from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
 from training.jobs import Job
+from training.memory_findings import Circumstances, MemoryFindings, Purpose, RunMemory, length_bucket
 from training.model import (
     Learner,
     Precision,
+    device_name,
     hash_tokenizer,
     load_learner,
     set_threads,
@@ -82,12 +84,16 @@ class Run:
 
     def _make_version(self) -> Version:
         set_threads(self._config.train)
-        base = prepare_base(self._paths, self._config.model.base)
+        start = self._start()
+        parent = self._parent(start)
+        base = base_under(
+            self._paths, self._config.model, None if parent is None else parent.facts, prepare=True
+        )
         template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
         self._validate(template)
         rows, held_out = self._tokenise(template, hash_tokenizer(base, self._config.model))
         self._phase("loading")
-        learner, parent = self._load(base)
+        learner = self._load(base, parent, start)
         trainer, callback = self._prepare(learner, parent, template, rows, held_out)
         initial = adapter_weights(learner.model)
         self._train(trainer, callback)
@@ -169,25 +175,36 @@ class Run:
 
     # --- load
 
-    def _load(self, base: Path) -> tuple[Learner, Version | None]:
+    def _start(self) -> Start | None:
+        """Return what this run began with, or None when it has not begun."""
+        if not self._folder.start.exists():
+            return None
+        stored = durable.read_json(self._folder.start)
+        return Start(stored["parent"], stored["precision"])
+
+    def _parent(self, start: Start | None) -> Version | None:
+        """Return the version this run continues: the one it began with, or the current one."""
+        if start is None:
+            return self._versions.current()
+        return None if start.parent is None else self._versions.get(start.parent)
+
+    def _load(self, base: Path, parent: Version | None, start: Start | None) -> Learner:
         """Load the model this run began with, or begins with now."""
-        start_file = self._folder.folder / "start.json"
-        start: Start | None = None
-        if start_file.exists():
-            stored = durable.read_json(start_file)
-            start = Start(stored["parent"], stored["precision"])
-            parent = None if start.parent is None else self._versions.get(start.parent)
-        else:
-            parent = self._versions.current()
         if parent is not None:
             self._versions.verify(parent)
         learner = load_learner(base, self._config, parent, None if start is None else start.precision)
         if start is None:
             document = {"parent": None if parent is None else parent.name, "precision": learner.precision}
-            durable.write_json(start_file, {"schema_version": 1, **document})
+            durable.write_json(self._folder.start, {"schema_version": 1, **document})
         for note in learner.notes:
             self._note(note)
-        return learner, parent
+        return learner
+
+    def _moments(self, parent: Version | None) -> Path | None:
+        """Return where the moments to start with lie; the new adapter of a merged version has none."""
+        if parent is None or self._config.train.optimizer_state != "carry":
+            return None
+        return None if parent.facts.kind == "consolidation" else parent.folder / TRAINING_STATE
 
     def _prepare(
         self,
@@ -212,16 +229,27 @@ class Run:
         )
         callback = RunCallback(self._folder, self._config, learner.precision, self._link, evolution)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
-        carries = parent is not None and self._config.train.optimizer_state == "carry"
+        memory = self._memory(learner, rows, held_out)
+
+        def on_short_memory(purpose: Purpose, size: int) -> None:
+            memory.remember(purpose, size)
+            if purpose == "evaluation":  # of training the callback tells, once a step
+                self._note(f"memory was short: {size} held-out records are scored at once from now on")
+
         trainer.setup(
             self._config,
             rows,
             held_out,
             template.pad_token_id,
-            moments=parent.folder / TRAINING_STATE if parent is not None and carries else None,
+            moments=self._moments(parent),
             on_eval_batch=self._link.check,
+            on_short_memory=on_short_memory,
             live=watch(learner.model.named_parameters(), self._config.monitoring),
         )
+        trainer.micro_batch, trainer.eval_batch = memory.size_for("training"), memory.size_for("evaluation")
+        if self._step() == 0:
+            for note in memory.notes():
+                self._note(note)
         steps_per_epoch = trainer.steps_per_epoch
         self._link.emit(
             PlanEvent(
@@ -236,6 +264,35 @@ class Run:
             )
         )
         return trainer, callback
+
+    def _memory(self, learner: Learner, rows: TokenRows, held_out: TokenRows | None) -> RunMemory:
+        """Return what earlier runs found out about the memory that this one takes."""
+        model, train = self._config.model, self._config.train
+
+        def circumstances(purpose: Purpose, its_rows: TokenRows) -> Circumstances:
+            return Circumstances(
+                purpose=purpose,
+                base_sha256=learner.base_sha256,
+                device=device_name(),
+                kind=rows.facts.kind,
+                length_bucket=length_bucket(int(its_rows.lengths.max())),
+                lora_r=train.lora_r,
+                precision=learner.precision,
+                load_in_4bit=model.load_in_4bit,
+                gradient_checkpointing=model.gradient_checkpointing,
+            )
+
+        return RunMemory(
+            MemoryFindings(self._paths),
+            {
+                "training": circumstances("training", rows),
+                "evaluation": circumstances("evaluation", rows if held_out is None else held_out),
+            },
+            {
+                "training": train.per_device_train_batch_size,
+                "evaluation": self._config.evaluation.per_device_eval_batch_size,
+            },
+        )
 
     # --- train
 
@@ -255,7 +312,11 @@ class Run:
         is_open = start is None or (start.facts.step < total and callback.stopped_early is None)
         if is_open or owes_evaluation:
             trainer.args.eval_on_start = owes_evaluation
-            trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+            try:
+                trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+            except (OSError, EnvironmentNotReady):
+                checkpoints.remove_torn(self._folder.folder)  # what a full disk cut short only fills it
+                raise
             self._link.check()
             if trainer.state.global_step != total and callback.stopped_early is None:
                 raise JobFailed("steps", f"did {trainer.state.global_step} of {total} planned steps")

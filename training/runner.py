@@ -22,6 +22,7 @@ import orjson
 
 from config import Paths, WorkerConfig
 from monitoring.events import Event, OutcomeEvent, decode_event
+from training.run_logs import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ _OUTCOME_OF_WISH: Mapping[Wish, Literal["paused", "stopped", "skipped"]] = {
     "skip": "skipped",
     "kill": "stopped",
 }
-CRASH_KINDS = frozenset({"crash", "oom", "killed", "hang"})
+CRASH_KINDS = frozenset({"crash", "oom", "killed", "hang", "silent", "garbage"})
 """Kinds of failure that may not happen again; the job is resumed from its last checkpoint."""
 
 
@@ -56,7 +57,7 @@ class Worker:
         """Start the process; from the main thread only, since it dies with the thread that started it."""
         assert threading.current_thread() is threading.main_thread()
         self._clock = clock
-        self._log_path = paths.run_logs / "worker.log"
+        self._log = RunLog(paths.run_logs / "worker.log")
         self._log_lock = threading.Lock()
         self._tail = bytearray()
         self._told: set[Wish] = set()
@@ -96,7 +97,7 @@ class Worker:
     def assign(self, job_id: str, log_path: Path) -> None:
         """Give the waiting worker its job; what it prints goes to `log_path` from now on."""
         with self._log_lock:
-            self._log_path = log_path
+            self._log = RunLog(log_path)
         self.heard_at = self._clock()
         self._send({"job_id": job_id})
 
@@ -175,8 +176,7 @@ class Worker:
             while chunk := pipe.read(1 << 16):
                 with self._log_lock:
                     self._tail = (self._tail + chunk)[-TAIL_BYTES:]
-                    with contextlib.suppress(OSError), open(self._log_path, "ab") as log:
-                        log.write(chunk)
+                    self._log.append(chunk)
 
 
 class Runner:
@@ -254,15 +254,16 @@ class Runner:
     ) -> OutcomeEvent:
         told: Wish | None = None
         told_at = 0.0
+        last_line, last_event = b"", None
         while True:
             for line in worker.listen(TICK_SECONDS):
-                event = _decode(line)
-                if event is not None:
-                    on_event(line, event)
-                if isinstance(event, OutcomeEvent):
-                    return event
+                last_line, last_event = line, _decode(line)
+                if last_event is not None:
+                    on_event(line, last_event)
+                if isinstance(last_event, OutcomeEvent):
+                    return last_event
             if worker.has_ended():
-                return _explain_death(worker)
+                return _explain_death(worker, garbage=last_line if last_event is None else b"")
             if self._clock() - worker.heard_at > self._config.hang_seconds:
                 worker.end()
                 silence = f"said nothing for {self._config.hang_seconds:g} s (worker.hang_seconds)"
@@ -286,8 +287,11 @@ def _decode(line: bytes) -> Event | None:
         return None
 
 
-def _explain_death(worker: Worker) -> OutcomeEvent:
-    """Say in one word and a message why a worker ended without an outcome."""
+def _explain_death(worker: Worker, garbage: bytes) -> OutcomeEvent:
+    """Say in one word and a message why a worker ended without an outcome.
+
+    `garbage` is its last line where that is no event.
+    """
     code = worker.end()
     if code == -signal.SIGKILL and _oom_kills() > worker.oom_kills_before:
         kind, reason = "oom", "was killed by the kernel because memory ran out"
@@ -295,6 +299,13 @@ def _explain_death(worker: Worker) -> OutcomeEvent:
         kind, reason = "killed", "was killed from outside"
     elif code < 0:
         kind, reason = "crash", f"died of {signal.Signals(-code).name}"
+    elif garbage:
+        kind, reason = (
+            "garbage",
+            f"ended with exit code {code} after saying what is no event, {garbage!r:.200}",
+        )
+    elif code == 0:
+        kind, reason = "silent", "ended with exit code 0 and no outcome"
     else:
         kind, reason = "crash", f"ended with exit code {code} and no outcome"
     last_lines = worker.last_lines()

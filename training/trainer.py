@@ -8,7 +8,6 @@ it reaches a weight or a file.
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,18 +29,22 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.utils import use_adapter
 
 from config import Config
-from errors import ConfigError, JobFailed
+from errors import ConfigError, EnvironmentNotReady, JobFailed
 from evaluation.losses import target_log_probs
+from evaluation.short_memory import free_memory, halved, in_parts
 from monitoring.live_monitor import LiveMonitor
 from training.adapter import leave_widening_to_autocast, nonsense_in, save_adapter
 from training.batches import Batch, Row, StepPlan, collate, in_length_order
 from training.daemon_link import Interrupted
 from training.dataset import TokenRows
+from training.disk_space import BYTES_PER_WEIGHT, FILES_OF_A_CHECKPOINT, Need, shortage
+from training.memory_findings import Purpose
 from training.model import Learner
 from training.optimization import (
     carry_moments,
     learning_rate_factor,
     parameter_names,
+    survive_short_memory,
     write_parameter_names,
 )
 
@@ -114,13 +118,15 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         pad_token_id: int,
         moments: Path | None = None,
         on_eval_batch: Callable[[], None] = lambda: None,
+        on_short_memory: Callable[[Purpose, int], None] = lambda purpose, size: None,
         live: LiveMonitor | None = None,
     ) -> None:
         """Give the trainer what TRL's constructors have no place for.
 
         `moments` is the ``training_state/`` of the version whose optimizer moments are carried over;
         `on_eval_batch` is called after each batch of an evaluation and may raise to end it; `live` is shown
-        the predictions and gradients of each step.
+        the predictions and gradients of each step; `on_short_memory` gets the new number of records in a pass
+        where memory did not hold the old one.
         """
         self.config = config
         self.rows = rows
@@ -128,8 +134,10 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.pad_token_id = pad_token_id
         self.moments = moments
         self.on_eval_batch = on_eval_batch
+        self.on_short_memory = on_short_memory
         self.live = live
         self.micro_batch = config.train.per_device_train_batch_size
+        self.eval_batch = config.evaluation.per_device_eval_batch_size
         self.last_step: StepNumbers | None = None
         self.train_dataset = rows.dataset
         self.remove_callback(PrinterCallback)
@@ -186,7 +194,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
                 if self.micro_batch == 1:
                     raise JobFailed("oom", _too_large(inputs)) from error
             # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
-            self._halve_micro_batch(model)
+            model.zero_grad()
+            self._halve_micro_batch()
 
     def _accumulate(self, rows: list[Row]) -> torch.Tensor:
         packed = self.config.train.batching == "packed"
@@ -204,14 +213,23 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self._pending = loss, weight, sum(batch.tokens for batch in batches)
         return loss
 
-    def _halve_micro_batch(self, model: Any) -> None:
-        model.zero_grad()
-        gc.collect()
-        torch.cuda.empty_cache()
-        self.micro_batch = (self.micro_batch + 1) // 2
+    def _halve_micro_batch(self) -> None:
+        """Go on with half as many records in a pass; raise JobFailed when there is but one."""
+        if self.micro_batch == 1:
+            raise JobFailed("oom", f"memory does not hold the moments of the adapter; {_REMEDY}")
+        free_memory()
+        self.micro_batch = halved(self.micro_batch)
+        self._tell_short_memory("training", self.micro_batch)
+
+    def _halve_eval_batch(self, size: int) -> None:
+        self.eval_batch = size
+        self._tell_short_memory("evaluation", size)
+
+    def _tell_short_memory(self, purpose: Purpose, size: int) -> None:
         logger.warning(
-            "Out of memory at step %d; micro-batch now %d", self.state.global_step, self.micro_batch
+            "Out of memory at step %d, in %s; records in a pass now %d", self.state.global_step, purpose, size
         )
+        self.on_short_memory(purpose, size)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         if self.live is not None:
@@ -247,6 +265,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         """Create the optimizer; carry the moments of the version before into a new one."""
         is_new = self.optimizer is None
         optimizer: Optimizer = super().create_optimizer(model)
+        if is_new:
+            survive_short_memory(optimizer, self._halve_micro_batch)
         if is_new and self.moments is not None:
             carry_moments(optimizer, parameter_names(self.model, optimizer), self.moments)
         return optimizer
@@ -297,28 +317,44 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         sums, weights = [0.0] * len(rows), [0] * len(rows)
         was_training = self.model.training
         self.model.eval()
-        for numbers in in_length_order(rows.lengths, self.config.evaluation.per_device_eval_batch_size):
-            batch = collate(
-                [rows.dataset[number] for number in numbers], packed=False, pad_token_id=self.pad_token_id
-            )
-            with torch.no_grad(), self.accelerator.autocast():
-                losses = self.losses(batch.to(self.args.device))
-            for number, total, weight in zip(numbers, losses.sums.tolist(), losses.weights, strict=True):
-                sums[number], weights[number] = total, weight
-            (on_batch or self.on_eval_batch)()
+        for group in in_length_order(rows.lengths, self.config.evaluation.per_device_eval_batch_size):
+            for numbers, losses in in_parts(
+                *(group, self.eval_batch),
+                lambda some: self._score([rows.dataset[number] for number in some]),
+                self._halve_eval_batch,
+            ):
+                for number, total, weight in zip(numbers, losses.sums.tolist(), losses.weights, strict=True):
+                    sums[number], weights[number] = total, weight
+                (on_batch or self.on_eval_batch)()
         self.model.train(was_training)
         return RecordLosses(sums, weights)
+
+    def _score(self, rows: list[Row]) -> Losses:
+        batch = collate(rows, packed=False, pad_token_id=self.pad_token_id)
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.losses(batch.to(self.args.device))
 
     # --- files
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint of finite numbers; raise JobFailed before the first byte otherwise."""
+        """Write a checkpoint of finite numbers; raise JobFailed before the first byte otherwise.
+
+        Raises EnvironmentNotReady where the disk is too full for it. What was written stays behind, torn.
+        """
         if (name := nonsense_in(self.model)) is not None:
             raise JobFailed("nan", f"step {self.state.global_step}: {name} holds numbers that are not finite")
-        # Past TRL's own, which would write a model card into the run folder.
-        Trainer._save_checkpoint(self, model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        write_parameter_names(folder, parameter_names(self.model, self.optimizer))
+        try:
+            # Past TRL's own, which would write a model card into the run folder.
+            Trainer._save_checkpoint(self, model, trial)
+            write_parameter_names(folder, parameter_names(self.model, self.optimizer))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch and safetensors do not tell a full disk from other trouble.
+            weights = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+            reason = shortage(folder.parent, Need(weights * BYTES_PER_WEIGHT, FILES_OF_A_CHECKPOINT), 0)
+            if reason is None:
+                raise
+            raise EnvironmentNotReady(f"step {self.state.global_step} cannot be saved: {reason}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the adapter alone: the tokenizer lies with the base, the arguments in config.yaml."""
@@ -431,7 +467,9 @@ def _arguments(learner: Learner, folder: Path, config: Config) -> dict[str, Any]
 
 def _too_large(rows: Sequence[Row]) -> str:
     longest = max(len(sequence) for row in rows for sequence in row["input_ids"])
-    return (
-        f"memory does not hold one record of {longest} tokens; set model.gradient_checkpointing or "
-        "model.load_in_4bit to true, or lower data.max_length"
-    )
+    return f"memory does not hold one record of {longest} tokens; {_REMEDY}"
+
+
+_REMEDY = (
+    "set model.gradient_checkpointing or model.load_in_4bit to true, or lower data.max_length or train.lora_r"
+)

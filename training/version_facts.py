@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 VersionDecision = Literal["promote", "hold"]
+VersionKind = Literal["training", "consolidation"]
 
 
 class RecordCounts(BaseModel):
@@ -45,9 +46,14 @@ class VersionFacts(BaseModel):
 
     version: str = ""
     """Name of the version, for instance ``v0007``; given at publication."""
+    kind: VersionKind = "training"
+    """``consolidation``: the parent merged into a full model, with a new adapter that changes nothing yet."""
     parent: str | None
     """The version this one continues; None when it was trained from the base model."""
+    consolidated: str | None = None
+    """Folder in models/consolidated/ this version stands on; None: it stands on the configured base."""
     job_id: str
+    """The job it came from; ``consolidation-v0003`` when v0003 was merged."""
     input_name: str
     """The dropped file's name, escaped for display."""
     input_sha256: str

@@ -90,7 +90,7 @@ class VersionStore:
             if version is None:
                 raise UsageError("there is no current version yet; drop a file into inbox/ and train one")
             return version
-        name = _name_of(reference)
+        name = canonical_name(reference)
         if name is None or name not in self._names():
             known = ", ".join(self._names()) or "none"
             raise UsageError(f"no version {str(reference)!r}; expected 'current' or one of: {known}")
@@ -106,17 +106,21 @@ class VersionStore:
 
     def next_name(self) -> str:
         """Return the name of the next version; names of removed versions that are still known stay taken."""
-        known = {*self._names(), *self._mentioned_names()}
+        known = {*self._names(), *self._mentioned_names(), *version_names(self._paths.backups)}
         return f"v{max(map(_number, known), default=0) + 1:04d}"
 
     def stage(self) -> Path:
         """Return a fresh, empty folder to put a version together in; what a crash left there is removed."""
-        for leftover in self._paths.versions.glob(f".v*{durable.PARTIAL_SUFFIX}"):
-            logger.info("Removed the unfinished version %s", leftover.name)
-            durable.remove_tree(leftover)
+        self.remove_unfinished()
         staging = self._paths.versions / f".{self.next_name()}{durable.PARTIAL_SUFFIX}"
         durable.make_folder(staging)
         return staging
+
+    def remove_unfinished(self) -> None:
+        """Remove what a worker that is gone has left of a version."""
+        for leftover in self._paths.versions.glob(f".v*{durable.PARTIAL_SUFFIX}"):
+            logger.info("Removed the unfinished version %s", leftover.name)
+            durable.remove_tree(leftover)
 
     def publish(self, staging: Path, facts: VersionFacts) -> Version:
         """Make the staged folder a version: add its card, seal it, and rename it into place.
@@ -139,17 +143,26 @@ class VersionStore:
         )
         return self._read(name)
 
+    def succeed(self, staging: Path, facts: VersionFacts, of: Version) -> Version:
+        """Publish a version that takes the place of `of` and make it current, unless `of` no longer is."""
+        with self.locked():
+            found = self._linked_name()
+            if found != of.name:
+                raise UsageError(f"current moved from {of.name} to {found} meanwhile; try again")
+            version = self.publish(staging, facts)
+            return self._choose(version, version.facts.decision_reason, pinned=False)
+
     def promote(self, version: VersionReference, reason: str, *, pinned: bool = False) -> Version:
         """Make a version current, after checking each of its bytes; safe to repeat.
 
         `pinned` marks a person's choice. Raises IntegrityError when the version is damaged.
         """
-        with self._locked():
+        with self.locked():
             return self._choose(self._resolve(version), reason, pinned=pinned)
 
     def rollback(self, to: VersionReference | None = None) -> Version:
         """Make an earlier version current and pin it; without `to`, the one that `current` continues."""
-        with self._locked():
+        with self.locked():
             target = self._parent_of_current() if to is None else self._resolve(to)
             return self._choose(target, f"rolled back from {self._linked_name()}", pinned=True)
 
@@ -159,7 +172,7 @@ class VersionStore:
         The newest version that was to be promoted becomes current, unless the choice on record was made
         later than that. A damaged version is passed over with an error in the log.
         """
-        with self._locked():
+        with self.locked():
             record = self.record()
             for version in self._heirs(record):
                 kept = record if record is not None and record.version == version.name else None
@@ -238,19 +251,10 @@ class VersionStore:
         return version if isinstance(version, Version) else self.get(version)
 
     def _read(self, name: str) -> Version:
-        folder = self._paths.versions / name
-        manifest = durable.read_manifest(folder)
-        try:
-            facts = VersionFacts.model_validate(manifest)
-        except ValidationError as error:
-            raise IntegrityError(f"{folder / durable.MANIFEST}: not a version's manifest: {error}") from error
-        if facts.version != name:
-            raise IntegrityError(f"{folder}: its manifest says {facts.version!r}; the folder was renamed")
-        return Version(name, folder, facts, durable.sha256_file(folder / durable.MANIFEST))
+        return read_version(self._paths.versions / name)
 
     def _names(self) -> Sequence[str]:
-        folders = (entry.name for entry in self._paths.versions.glob("v*") if entry.is_dir())
-        return sorted((name for name in folders if VERSION_NAME.fullmatch(name)), key=_number)
+        return version_names(self._paths.versions)
 
     def _mentioned_names(self) -> Iterator[str]:
         """Yield the names that manifests and the choice on record refer to."""
@@ -271,8 +275,8 @@ class VersionStore:
         return name
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep the daemon and a person's command from moving `current` at the same moment."""
+    def locked(self) -> Iterator[None]:
+        """Keep the daemon and a person's command from moving `current`, or a version, at the same moment."""
         try:
             with self._lock:
                 yield
@@ -282,11 +286,29 @@ class VersionStore:
             ) from error
 
 
-def _number(name: str) -> int:
-    return int(name.removeprefix("v"))
+def read_version(folder: Path) -> Version:
+    """Return the version, or the copy of one, in `folder`; its files are not compared with its manifest."""
+    manifest = durable.read_manifest(folder)
+    try:
+        facts = VersionFacts.model_validate(manifest)
+    except ValidationError as error:
+        raise IntegrityError(f"{folder / durable.MANIFEST}: not a version's manifest: {error}") from error
+    if facts.version != folder.name:
+        raise IntegrityError(f"{folder}: its manifest says {facts.version!r}; the folder was renamed")
+    return Version(folder.name, folder, facts, durable.sha256_file(folder / durable.MANIFEST))
 
 
-def _name_of(reference: str | int) -> str | None:
+def version_names(folder: Path) -> Sequence[str]:
+    """Return the names of the versions that lie in `folder`, oldest first."""
+    names = (entry.name for entry in folder.glob("v*") if entry.is_dir())
+    return sorted((name for name in names if VERSION_NAME.fullmatch(name)), key=_number)
+
+
+def canonical_name(reference: str | int) -> str | None:
     """Return the canonical name (``v0003``) of ``3``, ``"3"``, ``"v3"`` or ``"v0003"``; else None."""
     match = re.fullmatch(r"v?(\d{1,9})", str(reference))
     return None if match is None else f"v{int(match[1]):04d}"
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("v"))

@@ -13,7 +13,9 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import filelock
 import orjson
@@ -22,6 +24,7 @@ from config import Paths
 from errors import EnvironmentNotReady, FileRefused, JobFailed, TrainboxError
 from monitoring.events import EventWriter, OutcomeEvent, PhaseEvent
 from training.daemon_link import DaemonLink
+from training.guard import start_guard
 from training.jobs import Job, JobStore
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,23 @@ ENVIRONMENT = {
 }
 
 
-def main(arguments: list[str]) -> int:
+class Carrier(Protocol):
+    """Carries out one job, as `training.run.Run` does."""
+
+    def carry_out(self) -> OutcomeEvent: ...
+
+
+MakeCarrier = Callable[[Paths, Job, DaemonLink], Carrier]
+
+
+def import_run() -> MakeCarrier:
+    """Do the slow imports and return what carries out a job."""
+    from training.run import Run
+
+    return Run
+
+
+def main(arguments: list[str], load: Callable[[], MakeCarrier] = import_run) -> int:
     """Run the worker; return 0 once an outcome was sent, or when there was no job."""
     base, events_fd, daemon_pid = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     die_with_parent(daemon_pid)
@@ -52,28 +71,26 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault(name, value)
     link = DaemonLink(EventWriter(events_fd))
     link.emit(PhaseEvent(phase="starting"))
-    # The slow imports, done while the daemon waits for the file to settle.
-    import training.run  # noqa: F401
-
+    make = load()  # while the daemon waits for the file to settle
     # Unbuffered: the thread that waits here must not hold a lock when the interpreter ends.
     commands = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115 - as long as the process
     line = commands.readline()
     if not line:
         return 0
+    start_guard()
     link.listen(commands)
     link.start_heartbeat()
-    link.emit(carry_out(Paths(base), orjson.loads(line)["job_id"], link))
+    link.emit(carry_out(Paths(base), orjson.loads(line)["job_id"], link, make))
     return 0
 
 
-def carry_out(paths: Paths, job_id: str, link: DaemonLink) -> OutcomeEvent:
+def carry_out(paths: Paths, job_id: str, link: DaemonLink, make: MakeCarrier | None = None) -> OutcomeEvent:
     """Run one job under the worker lock and turn every way it can end into an outcome."""
-    from training.run import Run
-
+    make = make or import_run()
     lock = filelock.FileLock(paths.worker_lock, timeout=LOCK_SECONDS, fallback_to_soft=False)
     try:
         with lock:
-            return Run(paths, _find(paths, job_id), link).carry_out()
+            return make(paths, _find(paths, job_id), link).carry_out()
     except filelock.Timeout:
         return OutcomeEvent(outcome="waiting", kind="lock", message="another worker still runs here")
     except FileRefused as error:
@@ -111,13 +128,15 @@ def _kind(error: TrainboxError) -> str:
 
 
 def _unforeseen(error: Exception) -> OutcomeEvent:
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OutcomeEvent(outcome="waiting", kind="disk", message=message)
+        return OutcomeEvent(outcome="failed", kind="error", message=message)
     import torch
 
-    message = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.OutOfMemoryError):
         return OutcomeEvent(outcome="failed", kind="oom", message=message)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutcomeEvent(outcome="waiting", kind="disk", message=message)
     return OutcomeEvent(outcome="failed", kind="error", message=message)
 
 

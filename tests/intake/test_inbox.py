@@ -430,3 +430,40 @@ def test_a_long_name_is_cut_between_characters_and_escapes(stem: str) -> None:
     assert len(place.encode()) <= MAX_PLACE_BYTES
     last = kept[-3:]
     assert "%" not in kept or (last.startswith("%") and len(last) == 3)
+
+
+@pytest.mark.config_key("inbox.unfinished_line_seconds")
+@pytest.mark.parametrize("patience", [30.0, 60.0])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_file_that_ends_in_the_middle_of_a_line_stands_still_longer(
+    name: str, patience: float, paths: Paths, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = Inbox(paths, InboxConfig(unfinished_line_seconds=patience, poll_seconds=100.0), clock)
+    drop(paths, name, '{"text": "half a rec')
+    assert settle(inbox, clock) == []
+    assert inbox.settling()
+    assert inbox.seconds_to_next_look() == patience - 3.0
+    clock.now += patience - 3.1
+    assert inbox.scan() == []
+    clock.now += 0.2
+    assert [names(inbox.scan()) for _ in range(3)] == [[name]] * 3
+    assert caplog.text.count("ends in the middle of a line and is taken as it is") == 1
+
+
+def test_a_line_that_is_finished_in_time_is_waited_for_as_usual(
+    paths: Paths, inbox: Inbox, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = drop(paths, "a.jsonl", '{"text": "half a rec')
+    assert settle(inbox, clock) == []
+    path.write_text('{"text": "half a record"}\n', encoding="utf-8")
+    assert names(settle(inbox, clock)) == ["a.jsonl"]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.parquet"])
+def test_a_file_that_is_not_made_of_lines_needs_no_last_one(
+    name: str, paths: Paths, inbox: Inbox, clock: Clock
+) -> None:
+    drop(paths, name, "[]")
+    drop(paths, "empty.jsonl", "")
+    assert names(settle(inbox, clock)) == [name, "empty.jsonl"]

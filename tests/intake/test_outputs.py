@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+import durable
 from config import RunPaths
 from errors import RecordRefused
 from intake.outputs import RecordFiles
@@ -52,6 +53,21 @@ def test_a_refused_file_leaves_nothing_to_train(run: RunPaths) -> None:
         files.train(b'{"line":1}\n')
         files.publish(card(usable=False))
     assert {path.name for path in run.data.iterdir()} == {"refused.jsonl", "report.json", "report.txt"}
+
+
+def test_a_refused_file_is_tidied_up_before_its_report_says_so(run: RunPaths) -> None:
+    with RecordFiles(run) as files:
+        files.train(b'{"line":1}\n')
+        files.publish(card(usable=False))
+        assert not list(run.data.glob(".*"))
+
+
+def test_a_check_that_cannot_begin_leaves_nothing(run: RunPaths) -> None:
+    obstacle = durable.partial_name(run.refused)
+    obstacle.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError), RecordFiles(run):
+        pass
+    assert list(run.data.iterdir()) == [obstacle]
 
 
 def test_a_check_that_is_broken_off_leaves_nothing(run: RunPaths) -> None:

@@ -112,7 +112,7 @@ def test_held_out_loss_that_never_comes_is_missed() -> None:
     signals.observe(ReportEvent(format="messages", accepted=9, refused=0, held_out=3, usable=True), None)
     fields: dict[str, Any] = {}
     for step in (1, 2, 3):
-        event = CheckpointEvent(step=step, path="x", eval_loss=None, is_best=False)
+        event = CheckpointEvent(step=step, path="x", eval_loss=None, best=None)
         fields = signals.observe(event, None)
     assert categories(fields) == ["missing_metric"]
 

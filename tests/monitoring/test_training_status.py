@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from config import Paths
 from errors import IntegrityError
 from monitoring.evaluation_windows import RECENT_EXAMPLES
 from monitoring.events import (
+    BestCheckpoint,
     CheckpointEvent,
     EvaluatedEvent,
     ExampleEvent,
@@ -187,8 +189,9 @@ def test_held_out_loss_and_its_gap_to_the_training_loss(writer: StatusWriter) ->
 
 
 def test_the_best_checkpoint_is_the_last_one_called_best(writer: StatusWriter) -> None:
-    writer.observe(CheckpointEvent(step=10, path="a", eval_loss=1.0, is_best=True))
-    writer.observe(CheckpointEvent(step=20, path="b", eval_loss=2.0, is_best=False))
+    best = BestCheckpoint(step=10, path="a", eval_loss=1.0, score=0.4)
+    writer.observe(CheckpointEvent(step=10, path="a", eval_loss=1.0, best=best))
+    writer.observe(CheckpointEvent(step=20, path="b", eval_loss=2.0, best=best))
     assert writer.status.best_checkpoint is not None
     assert writer.status.best_checkpoint.step == 10
 
@@ -317,10 +320,22 @@ def test_another_process_under_the_same_pid_does_not_pass_for_the_daemon(
 
 def test_a_daemon_that_lives_but_says_nothing_is_stale(paths: Paths, writer: StatusWriter) -> None:
     document = writer.status.model_dump(mode="python")
-    durable.write_json(paths.status_file, document | {"heartbeat_at": now() - timedelta(minutes=5)})
+    long_ago = {"heartbeat_monotonic_seconds": time.monotonic() - 300}
+    durable.write_json(paths.status_file, document | long_ago)
     reading = read_status(paths)
     assert reading is not None
     assert (reading.is_running, reading.is_stale) == (True, True)
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=-3650), timedelta(days=7300)])
+def test_a_jump_of_the_wall_clock_makes_no_daemon_stale(
+    jump: timedelta, paths: Paths, writer: StatusWriter
+) -> None:
+    document = writer.status.model_dump(mode="python")
+    durable.write_json(paths.status_file, document | {"heartbeat_at": now() + jump})
+    reading = read_status(paths)
+    assert reading is not None
+    assert (reading.is_running, reading.is_stale) == (True, False)
 
 
 def test_a_daemon_that_said_goodbye_is_neither_running_nor_stale(paths: Paths, writer: StatusWriter) -> None:

@@ -78,6 +78,22 @@ def test_a_claim_makes_a_run_folder_and_moves_the_original(paths: Paths) -> None
     assert files(paths.inbox / "high" / "team") == set()
 
 
+def test_a_job_is_made_also_when_its_original_cannot_be_moved_yet(paths: Paths) -> None:
+    desk = Desk(paths)
+    original = desk.drop("a.jsonl")
+    paths.processing.rmdir()
+    paths.processing.touch()
+    job = desk.claim_job()
+    assert desk.store.all() == [job]
+    assert original.exists()
+    paths.processing.unlink()
+    paths.processing.mkdir()
+    assert desk.claim_all() == [None]
+    assert files(paths.processing) == {"a.jsonl"}
+    assert desk.store.all() == [job]
+    assert desk.candidates() == []
+
+
 def test_two_files_of_one_name_both_live(paths: Paths) -> None:
     desk = Desk(paths)
     desk.drop("a.jsonl", "1\n")
@@ -161,7 +177,7 @@ def test_a_file_above_max_file_bytes_is_rejected_before_it_is_copied(
 ) -> None:
     desk = Desk(paths, "inbox.max_file_bytes=10")
     monkeypatch.setattr(claims_module, "copy_privately", lambda *_: pytest.fail("it was copied"))
-    desk.drop("big.jsonl", "x" * 11)
+    desk.drop("big.jsonl", "x" * 10 + "\n")
     aside = desk.claim_aside()
     assert aside.verdict == "too_large"
     assert "11 bytes" in aside.reason and "at most 10 (inbox.max_file_bytes)" in aside.reason
@@ -216,6 +232,18 @@ def test_a_claim_broken_off_before_the_original_moved_is_finished_at_start(paths
     assert not path.exists()
 
 
+def test_an_original_is_known_again_on_a_disk_that_got_another_device_number(paths: Paths) -> None:
+    desk = Desk(paths)
+    path = desk.drop("a.jsonl")
+    job = desk.claim_job()
+    (paths.processing / job.place).rename(path)
+    source = job.source.model_copy(update={"device": job.source.device + 1})
+    JobStore(paths).save(job.model_copy(update={"source": source}))
+    Desk(paths).claims.recover()
+    assert files(paths.processing) == {job.place}
+    assert not path.exists()
+
+
 def test_an_original_under_both_names_is_left_under_the_newer(paths: Paths) -> None:
     desk = Desk(paths)
     path = desk.drop("a.jsonl")
@@ -236,6 +264,15 @@ def test_staging_folders_of_a_crash_are_removed_and_their_number_is_used_again(p
     assert files(paths.runs) == set()
     desk.drop("a.jsonl")
     assert desk.claim_job().number == 1
+
+
+def test_files_that_a_check_did_not_finish_are_removed(paths: Paths) -> None:
+    desk = Desk(paths)
+    desk.drop("a.jsonl")
+    data = paths.run(desk.claim_job().job_id).data
+    (data / ".train.jsonl.partial").touch()
+    Desk(paths).claims.recover()
+    assert files(data) == {"input.jsonl"}
 
 
 class Killed(BaseException):
@@ -270,6 +307,25 @@ def test_setting_a_duplicate_aside_can_be_broken_off_anywhere(
     again.claims.recover()
     assert again.claim_aside().path == paths.done / "copy.jsonl"
     assert files(paths.done) == {"copy.jsonl", "copy.jsonl.report.json", "copy.jsonl.report.txt"}
+
+
+def test_a_duplicate_that_a_power_cut_left_under_both_names_is_set_aside_once(paths: Paths) -> None:
+    desk = Desk(paths)
+    desk.drop("a.jsonl")
+    desk.claim_job()
+    path = desk.drop("copy.jsonl")
+    path.hardlink_to(desk.claim_aside().path)
+    Desk(paths).claims.recover()
+    assert files(paths.done) == {"copy.jsonl", "copy.jsonl.report.json", "copy.jsonl.report.txt"}
+    assert not path.exists()
+
+
+def test_a_hard_link_to_a_file_that_was_not_set_aside_is_left_alone(paths: Paths) -> None:
+    desk = Desk(paths)
+    path = desk.drop("a.jsonl")
+    (paths.done / "b.jsonl").hardlink_to(path)
+    desk.claims.recover()
+    assert path.exists()
 
 
 def test_numbers_never_go_back(paths: Paths) -> None:

@@ -59,6 +59,18 @@ def test_each_outcome_has_its_folder(paths: Paths, outcome: str, folder: str) ->
     assert os.listdir(paths.processing) == []
 
 
+def test_what_a_worker_did_not_finish_goes_when_its_job_is_filed(paths: Paths) -> None:
+    job = ended_job(paths, "failed")
+    run = paths.run(job.job_id)
+    torn = run.folder / ".checkpoint-1.removed.partial"
+    torn.mkdir()
+    (torn / ".manifest.json.partial").touch()
+    (run.data / ".train.jsonl.partial").touch()
+    file_away(paths, job)
+    assert sorted(os.listdir(run.folder)) == ["data"]
+    assert os.listdir(run.data) == ["input.jsonl"]
+
+
 def test_the_report_card_lies_beside_the_file_with_the_ending(paths: Paths) -> None:
     job = ended_job(paths, "completed", version="v0001")
     write_card(paths, job)

@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+import durable
 from config import Paths
 from intake.formats import Record
 from training.held_out import held_out_keys, keep_held_out
@@ -48,7 +49,7 @@ def test_what_is_kept_outlives_its_run_and_is_never_changed(paths: Paths) -> Non
 
 def test_a_copy_that_was_cut_short_is_made_again(paths: Paths) -> None:
     hold_out(paths, JOBS[0], "one")
-    (paths.held_out / f".{JOBS[0]}.partial").write_bytes(b'{"li')
+    durable.partial_name(paths.held_out / f"{JOBS[0]}.jsonl").write_bytes(b'{"li')
     assert held_out_keys(paths) == frozenset()
     keep_held_out(paths, JOBS[0])
     assert len(held_out_keys(paths)) == 1

@@ -21,6 +21,7 @@ from durable import read_json, sha256_file, verify_folder
 from monitoring.events import decode_event
 from monitoring.live_monitor import EntropyCollector, LiveMonitor, LoRACollector
 from monitoring.training_status import StatusWriter
+from tests.exactness import learned
 from training import run
 from training.batches import Batch, StepPlan
 from training.checkpoints import list_checkpoints
@@ -145,23 +146,17 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     assert first.step == 5
     assert second.outcome == "completed"
     assert of_kind(events, "step")[0]["step"] == 6
-    assert adapter_of(workshop, "v0002") == adapter_of(workshop, "v0001")
-    one, two = (version_of(workshop, name).facts for name in ("v0001", "v0002"))
-    assert (two.tokens, two.train_loss, two.best_checkpoint) == (
-        one.tokens,
-        one.train_loss,
-        one.best_checkpoint,
-    )
+    assert learned(workshop.paths, "v0002") == learned(workshop.paths, "v0001")
 
 
 def test_preference_runs_are_exact_to_resume_too(workshop: Any, make_pairs: Records) -> None:
-    for loss in ("dpo", "orpo"):
-        settings = (*EXACT, *STEPS, f"train.preference_loss={loss}")
+    for loss, batching in (("dpo", "buckets"), ("dpo", "packed"), ("orpo", "buckets")):
+        settings = (*EXACT, *STEPS, f"train.preference_loss={loss}", f"train.batching={batching}")
         undisturbed, _ = workshop.carry_out(workshop.job(make_pairs(30), *settings))
         job = workshop.job(make_pairs(30), *settings)
         workshop.carry_out(job, command="pause", at_step=5)
         resumed, _ = workshop.carry_out(job)
-        assert adapter_of(workshop, resumed.version) == adapter_of(workshop, undisturbed.version)
+        assert learned(workshop.paths, resumed.version) == learned(workshop.paths, undisturbed.version)
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(workshop: Any, make_chats: Records) -> None:
@@ -504,6 +499,29 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     outcome, _ = workshop.carry_out(workshop.job(make_chats(40)))
     assert (outcome.outcome, outcome.kind) == ("failed", "nan")
     assert list(VersionStore(workshop.paths).list()) == []
+
+
+def test_what_memory_held_is_known_to_the_next_run(
+    workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ChatTrainer.losses
+    tried: list[int] = []
+
+    def short_of_memory(self: ChatTrainer, batch: Batch) -> Losses:
+        tried.append(len(batch.counts))
+        if len(batch.counts) > (2 if self.model.training else 3):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch)
+
+    monkeypatch.setattr(ChatTrainer, "losses", short_of_memory)
+    settings = ("evaluation.sample_prompts=0", "evaluation.per_device_eval_batch_size=4")
+    workshop.carry_out(workshop.job(make_chats(24), *settings))
+    assert max(tried) == 8
+    for changes, largest, count in ((), 2, 2), (("train.lora_r=4",), 8, 0):
+        tried.clear()
+        _, events = workshop.carry_out(workshop.job(make_chats(24), *settings, *changes))
+        notes = [event["message"] for event in of_kind(events, "note") if "earlier run" in event["message"]]
+        assert (max(tried), len(notes)) == (largest, count)
 
 
 @pytest.mark.config_key(

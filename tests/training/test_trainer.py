@@ -156,6 +156,95 @@ def fill_memory_above(trainer: PlannedTrainer, size: int) -> list[int]:
     return tried
 
 
+@pytest.mark.parametrize("survived", [0, 3])
+def test_moments_that_memory_does_not_hold_are_made_again_and_nothing_of_the_step_is_lost(
+    survived: int, rows_of: Any, trainer_of: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(make_chats(8))
+    undisturbed = trainer_of(rows)
+    undisturbed.train()
+    trainer = trainer_of(rows)
+    plain = torch.zeros_like
+    calls: list[int] = []
+
+    def zeros_like(*arguments: Any, **settings: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == survived + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory, as it would say")
+        return plain(*arguments, **settings)
+
+    monkeypatch.setattr(torch, "zeros_like", zeros_like)
+    short: list[tuple[str, int]] = []
+    trainer.on_short_memory = lambda purpose, size: short.append((purpose, size))
+    trainer.train()
+    assert len(calls) > survived
+    assert short == [("training", 4)]
+    assert trainer.state.global_step == undisturbed.state.global_step == 1
+    after = adapter_weights(trainer.model)
+    for name, weight in adapter_weights(undisturbed.model).items():
+        torch.testing.assert_close(after[name], weight, rtol=0, atol=0)
+
+
+def test_moments_that_memory_never_holds_fail_the_job(
+    rows_of: Any, trainer_of: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory, as it would say")
+
+    trainer = trainer_of(rows_of(make_chats(8)))
+    before = adapter_weights(trainer.model)
+    monkeypatch.setattr(torch, "zeros_like", refuse)
+    with pytest.raises(JobFailed, match="does not hold the moments") as failure:
+        trainer.train()
+    assert failure.value.kind == "oom"
+    for name, weight in adapter_weights(trainer.model).items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
+
+
+def test_a_later_step_of_the_optimizer_is_never_done_twice(
+    rows_of: Any, trainer_of: Any, make_chats: Records
+) -> None:
+    trainer = trainer_of(rows_of(make_chats(8)))
+    short: list[int] = []
+    trainer.on_short_memory = lambda purpose, size: short.append(size)
+    trainer.train()
+
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory, as it would say")
+
+    optimizer = trainer.optimizer.optimizer
+    optimizer.register_step_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.step()
+    assert short == [4]
+
+
+def test_an_evaluation_too_large_for_memory_goes_on_with_halves_and_the_same_losses(
+    rows_of: Any, trainer_of: Any, make_chats: Records
+) -> None:
+    rows = rows_of(make_chats(11))
+    whole = trainer_of(rows).record_losses(rows)
+    trainer = trainer_of(rows)
+    short: list[tuple[str, int]] = []
+    trainer.on_short_memory = lambda purpose, size: short.append((purpose, size))
+    sizes = fill_memory_above(trainer, 3)
+    assert trainer.record_losses(rows).per_record == pytest.approx(whole.per_record, rel=1e-5)
+    assert short == [("evaluation", 4), ("evaluation", 2)]
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert trainer.eval_batch == 2
+    assert trainer.micro_batch == 8
+
+
+def test_one_record_too_large_to_be_scored_is_an_error(
+    rows_of: Any, trainer_of: Any, make_chats: Records
+) -> None:
+    rows = rows_of(make_chats(3))
+    trainer = trainer_of(rows)
+    fill_memory_above(trainer, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.record_losses(rows)
+
+
 @pytest.mark.parametrize("poison", ["weights", "gradients"])
 def test_numbers_that_are_not_finite_end_the_run_before_a_weight_or_a_file_changes(
     poison: str, rows_of: Any, trainer_of: Any, make_chats: Records, tmp_path: Path

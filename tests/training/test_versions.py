@@ -171,6 +171,25 @@ def test_a_version_number_is_not_used_again_while_a_child_remembers_it(store: Ve
     assert store.next_name() == "v0003"
 
 
+def test_a_number_is_not_used_again_while_a_backup_bears_it(paths: Paths, store: VersionStore) -> None:
+    publish(store, 1)
+    removed = publish(store, 2)
+    durable.make_folder(paths.backups)
+    durable.rename_new(removed.folder, paths.backups / "v0002")
+    assert store.next_name() == "v0003"
+
+
+def test_a_successor_is_published_and_current_in_one_go_unless_current_has_moved(store: VersionStore) -> None:
+    first = store.promote(publish(store, 1), "better")
+    other = publish(store, 2)
+    staging = store.stage()
+    assert store.succeed(staging, facts_of(3, parent="v0001"), first).name == "v0003"
+    assert store.current() == store.get("v0003")
+    store.promote(other, "a person's choice")
+    with pytest.raises(UsageError, match="current moved from v0001 to v0002"):
+        store.succeed(store.stage(), facts_of(4, parent="v0001"), first)
+
+
 def test_a_version_without_a_whole_manifest_is_left_out_and_named_in_the_log(
     store: VersionStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,6 +218,23 @@ def test_one_flipped_byte_is_found_and_its_file_named(store: VersionStore) -> No
         store.verify("v0001")
 
 
+def test_a_flipped_byte_anywhere_in_a_manifest_is_found(store: VersionStore) -> None:
+    manifest = publish(store, 1).folder / "manifest.json"
+    sealed = manifest.read_bytes()
+    for position in range(len(sealed)):
+        manifest.write_bytes(sealed[:position] + bytes([sealed[position] ^ 1]) + sealed[position + 1 :])
+        with pytest.raises((IntegrityError, UsageError)):
+            store.verify("v0001")
+
+
+def test_a_manifest_of_an_earlier_release_carries_no_seal_and_is_still_verified(store: VersionStore) -> None:
+    version = publish(store, 1)
+    manifest = durable.read_json(version.folder / "manifest.json")
+    del manifest["seal"]
+    durable.write_json(version.folder / "manifest.json", {**manifest, "schema_version": 1})
+    store.verify("v0001")
+
+
 def test_a_missing_file_is_found(store: VersionStore) -> None:
     version = publish(store, 1)
     (version.folder / "training_state" / "optimizer.pt").unlink()
@@ -208,8 +244,8 @@ def test_a_missing_file_is_found(store: VersionStore) -> None:
 
 def test_a_changed_manifest_of_the_current_version_is_found(store: VersionStore) -> None:
     version = store.promote(publish(store, 1), "better")
-    manifest = durable.read_json(version.folder / "manifest.json")
-    durable.write_json(version.folder / "manifest.json", {**manifest, "train_loss": 0.0})
+    flattered = version.facts.model_copy(update={"train_loss": 0.0})
+    durable.seal_folder(version.folder, flattered.model_dump(mode="json"))
     with pytest.raises(IntegrityError, match="changed since v0001 became current"):
         store.verify("v0001")
 

@@ -15,10 +15,9 @@ import filelock
 import pytest
 import torch
 
-from config import Paths
-from durable import is_sealed, sha256_file
+from durable import is_sealed
 from errors import ConfigError, EnvironmentNotReady, IntegrityError, JobFailed
-from training.versions import VersionStore
+from tests.exactness import learned
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,14 +28,6 @@ CASES = {
     "packed": ("train.batching=packed",),
     "dpo": ("train.preference_loss=dpo",),
 }
-
-
-def adapter_of(paths: Paths, name: str) -> str:
-    return sha256_file(VersionStore(paths).get(name).folder / "adapter_model.safetensors")
-
-
-def moments_of(paths: Paths, name: str) -> str:
-    return sha256_file(VersionStore(paths).get(name).folder / "training_state" / "optimizer.pt")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -59,8 +50,7 @@ def test_a_killed_worker_ends_in_the_same_bytes_as_an_undisturbed_one(
     plan = next(event for event in second.events if event["event"] == "plan")
     assert ending["outcome"] == "completed", ending
     assert plan["start_step"] >= 6
-    assert adapter_of(workshop.paths, "v0002") == adapter_of(workshop.paths, "v0001")
-    assert moments_of(workshop.paths, "v0002") == moments_of(workshop.paths, "v0001")
+    assert learned(workshop.paths, "v0002") == learned(workshop.paths, "v0001")
 
 
 def test_a_worker_without_a_job_ends_in_peace(workshop: Any) -> None:

@@ -1,1 +1,0 @@
-"""The steps that bring an older ledger to the tables of today."""
