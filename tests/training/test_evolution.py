@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from durable import sha256_file
 from monitoring.events import Event
+from tests.exactness import learned
 from training.daemon_link import DaemonLink
 from training.dataset import TokenRows
 from training.evolution import ANOMALY_STEPS, Evolution, TimeShare, is_scheduled, similarity
 from training.held_out import AnsweredExample, HeldOutExamples
 from training.trainer import RecordLosses
-from training.versions import VersionStore
 
 Records = Callable[..., list[dict[str, Any]]]
 STEPS = ("train.per_device_train_batch_size=2", "train.eval_steps=6", "train.lora_dropout=0.1")
@@ -178,16 +177,12 @@ def test_a_command_that_waits_is_not_kept_waiting(tmp_path: Path) -> None:
 # --- real runs of the tiny model
 
 
-def adapter_of(workshop: Any, version: str) -> str:
-    return sha256_file(VersionStore(workshop.paths).get(version).folder / "adapter_model.safetensors")
-
-
 def run(workshop: Any, records: list[dict[str, Any]], *settings: str) -> tuple[str, Path, list[Any]]:
-    """Return the hash of the adapter, the folder of the snapshots and the events."""
+    """Return the version, the folder of the snapshots and the events."""
     job = workshop.job(records, *STEPS, *settings)
     outcome, events = workshop.carry_out(job)
     assert outcome.outcome == "completed", outcome
-    return adapter_of(workshop, outcome.version), workshop.folder(job).evolution, events
+    return outcome.version, workshop.folder(job).evolution, events
 
 
 def by_step(folder: Path) -> dict[int, Any]:
@@ -200,13 +195,15 @@ def test_answers_change_no_byte_of_what_is_learned_be_they_given_left_out_or_mad
     workshop: Any, make_chats: Records
 ) -> None:
     records = make_chats(40)
-    adapter, folder, events = run(workshop, records, "evaluation.sample_prompts=4")
+    all_of_them, folder, events = run(workshop, records, "evaluation.sample_prompts=4")
     few = run(workshop, records, "evaluation.max_share=1e-9")
     none = run(workshop, records, "evaluation.sample_prompts=0")
     paused = workshop.job(records, *STEPS, "evaluation.sample_prompts=4")
     workshop.carry_out(paused, command="pause", at_step=10)
     resumed, _ = workshop.carry_out(paused)
-    assert adapter == few[0] == none[0] == adapter_of(workshop, resumed.version)
+    expected = learned(workshop.paths, all_of_them)
+    for version in (few[0], none[0], resumed.version):
+        assert learned(workshop.paths, version) == expected
 
     steps = [event["step"] for event in of_kind(events, "evaluated")]
     taken = by_step(folder)
