@@ -258,3 +258,11 @@ def test_snapshots_say_zero_before_and_one_after_what_is_easy_was_learned(worksh
 
 def test_files_without_conversations_have_no_answers_to_keep(workshop: Any, make_pairs: Records) -> None:
     assert not run(workshop, make_pairs(24))[1].exists()
+
+
+def test_an_answer_that_was_cut_off_by_the_clock_says_so(workshop: Any, make_chats: Records) -> None:
+    _, _, events = run(workshop, make_chats(24), "evaluation.max_generation_seconds=1e-9")
+    # Its first token may be the one that ends it: then the answer is whole, and empty.
+    for event in of_kind(events, "example"):
+        assert event["error"] == ("cut off after 1e-09 s" if event["model_answer"] else None)
+    assert any(event["error"] for event in of_kind(events, "example"))
