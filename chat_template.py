@@ -21,7 +21,7 @@ import jinja2
 from tokenizers import Tokenizer
 
 from errors import ConfigError, RecordRefused
-from jinja_sandbox import compile_template, distinguishing_constants
+from jinja_sandbox import compile_template, distinguishing_constants, render
 
 Message = dict[str, Any]
 """A dict with ``role`` (system, user, assistant, tool), ``content`` (str) and, with tools, ``tool_calls``."""
@@ -349,12 +349,15 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], tools: list[Any] | None, generation_prompt: bool) -> str:
         assert self._compiled is not None
         try:
-            return self._compiled.render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=generation_prompt,
-                **self._special_tokens,
-                **self._template_kwargs,
+            return render(
+                self._compiled,
+                {
+                    "messages": messages,
+                    "tools": tools,
+                    "add_generation_prompt": generation_prompt,
+                    **self._special_tokens,
+                    **self._template_kwargs,
+                },
             )
         except (jinja2.TemplateError, TypeError, AttributeError, KeyError, IndexError) as error:
             raise _refusal(

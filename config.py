@@ -79,6 +79,8 @@ class DataConfig(Section):
     """A file with a larger share of refused records is rejected as a whole."""
     max_line_bytes: PositiveInt = 8 * 2**20
     """A longer line is refused without being read into memory."""
+    max_bytes: PositiveInt = 20 * 2**30
+    """A file that holds more, unpacked, is refused when so much has been read."""
     held_out_fraction: Fraction = 0.05
     """Share of records kept for evaluation for ever, never trained, chosen by a seeded hash."""
     held_out_max_records: Annotated[int, Field(ge=0)] = 100

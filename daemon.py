@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 """First wait when the environment is not ready; it doubles up to `LONGEST_RETRY_SECONDS`."""
 LONGEST_RETRY_SECONDS = 300.0
-CLAIM_SECONDS = 1.0
+CLAIM_SECONDS = 0.5
 """Files are claimed for so long at a stretch, then commands and the running job are looked after."""
 SCAN_GAP_SECONDS = 0.1
 """However many events come, the inbox is not scanned more often."""

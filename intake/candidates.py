@@ -36,9 +36,9 @@ class CandidateReader:
     What is known of the file (`container`, `kind`, `detection`, `damage` …) is complete when `read` ends.
     """
 
-    def __init__(self, path: Path, max_record_bytes: int, *, supports_tools: bool) -> None:
+    def __init__(self, path: Path, max_record_bytes: int, max_bytes: int, *, supports_tools: bool) -> None:
         self._path = path
-        self._max_record_bytes = max_record_bytes
+        self._limits = (max_record_bytes, max_bytes)
         self._supports_tools = supports_tools
         self._unused: Counter[str] = Counter()
         self._unanswered = 0
@@ -62,7 +62,7 @@ class CandidateReader:
         count = line = 0
         try:
             self.container = reading.identify(self._path)
-            for source in reading.read_records(self._path, self.container, self._max_record_bytes):
+            for source in reading.read_records(self._path, self.container, *self._limits):
                 count, line = count + 1, source.line
                 yield self._normalise(source)
         except FileRefused as damage:

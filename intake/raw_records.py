@@ -67,6 +67,14 @@ def too_long(size: int, limit: int) -> RecordRefused:
     return RecordRefused(RECORD, f"{size:,} bytes", f"at most {limit:,} (data.max_line_bytes)", remedy)
 
 
+def too_large(max_bytes: int) -> FileRefused:
+    """Say that a file holds more than is read of one file."""
+    return FileRefused(
+        f"the file holds more than {max_bytes:,} bytes of data, unpacked (data.max_bytes); "
+        "split it, or raise the limit if it is what you mean"
+    )
+
+
 def refuse_cut_off() -> NoReturn:
     """Refuse a file that ends in zero bytes."""
     raise FileRefused(

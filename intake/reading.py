@@ -17,9 +17,19 @@ from typing import Any, BinaryIO, Literal
 from errors import FileRefused, RecordRefused
 from intake.display import printable
 from intake.json_array import read_array
-from intake.raw_records import BOM, CHUNK_BYTES, BadRecord, ByteStream, RawRecord, read_bounded_line, too_long
+from intake.parquet import read_parquet
+from intake.raw_records import (
+    BOM,
+    CHUNK_BYTES,
+    BadRecord,
+    ByteStream,
+    RawRecord,
+    read_bounded_line,
+    too_large,
+    too_long,
+)
 from intake.strict_json import parse_object
-from intake.tables import read_csv, read_parquet
+from intake.tables import read_csv
 
 Container = Literal["jsonl", "json", "jsonl.gz", "csv", "parquet"]
 
@@ -83,45 +93,51 @@ def identify(path: Path) -> Container:
     return container
 
 
-def read_records(path: Path, container: Container, max_record_bytes: int) -> Iterator[RawRecord | BadRecord]:
+def read_records(
+    path: Path, container: Container, max_record_bytes: int, max_bytes: int
+) -> Iterator[RawRecord | BadRecord]:
     """Yield every record of a data file, also those that cannot be read; blank lines are skipped.
 
     No record above `max_record_bytes` is held in memory. Raises FileRefused when the container itself is
-    damaged or unpacks to absurd size.
+    damaged, holds more than `max_bytes` unpacked, or unpacks to absurd size.
     """
+    if path.stat().st_size > max_bytes:
+        raise too_large(max_bytes)
     with open(path, "rb") as file:
         match container:
             case "jsonl":
                 yield from _read_lines(file, max_record_bytes, file.tell)
             case "jsonl.gz":
-                unpacked = io.BufferedReader(_Unpacked(file), CHUNK_BYTES)
+                unpacked = io.BufferedReader(_Unpacked(file, max_bytes), CHUNK_BYTES)
+                _check_magic(unpacked.peek(_HEAD_BYTES), "jsonl", "the bytes inside the gzip file")
                 yield from _read_lines(unpacked, max_record_bytes, file.tell)
             case "json":
                 yield from read_array(file, max_record_bytes)
             case "csv":
                 yield from read_csv(file, max_record_bytes)
             case "parquet":
-                yield from read_parquet(path, max_record_bytes)
+                yield from read_parquet(path, max_record_bytes, max_bytes)
 
 
-def _check_magic(head: bytes, container: Container) -> None:
+def _check_magic(head: bytes, container: Container, where: str = "the bytes") -> None:
     own = _OWN_MAGIC.get(container)
     if own is not None and head.startswith(own):
         return
     for offset, magic, what, remedy in _FOREIGN_MAGIC:
         if head.startswith(magic, offset):
-            raise FileRefused(f"the bytes are {what}, expected .{container} as the name says; {remedy}")
+            raise FileRefused(f"{where} are {what}, expected .{container} as the name says; {remedy}")
     if own is not None:
-        raise FileRefused(f"the bytes are not .{container} as the name says; rename the file to what it is")
+        raise FileRefused(f"{where} are not .{container} as the name says; rename the file to what it is")
     if len(head) > 1 and (head[0] == 0) != (head[1] == 0):
-        raise FileRefused(f"the bytes look like text in UTF-16, expected UTF-8; {_RECODE}")
+        raise FileRefused(f"{where} look like text in UTF-16, expected UTF-8; {_RECODE}")
 
 
 class _Unpacked(io.RawIOBase):
-    """The contents of an open gzip file; raises FileRefused when it is damaged or a bomb."""
+    """The contents of an open gzip file; raises FileRefused when it is damaged, too large or a bomb."""
 
-    def __init__(self, packed: BinaryIO) -> None:
+    def __init__(self, packed: BinaryIO, max_bytes: int) -> None:
         self._packed = packed
+        self._max_bytes = max_bytes
         self._unpacked = gzip.GzipFile(fileobj=packed)
         self._size = 0
 
@@ -136,6 +152,8 @@ class _Unpacked(io.RawIOBase):
         except (gzip.BadGzipFile, zlib.error) as error:
             raise FileRefused(f"the gzip file is damaged ({error}); copy it again") from None
         self._size += len(data)
+        if self._size > self._max_bytes:
+            raise too_large(self._max_bytes)
         if self._size > max(_RATIO_GRACE_BYTES, MAX_UNPACKED_RATIO * self._packed.tell()):
             raise FileRefused(
                 f"the gzip file unpacks to more than {MAX_UNPACKED_RATIO} times its size, which chats never"

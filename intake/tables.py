@@ -1,19 +1,15 @@
-"""CSV and Parquet: rows become raw records, their columns the keys; an empty cell is no key."""
+"""CSV: rows become raw records, their columns the keys; an empty cell is no key."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
-import orjson
-
 from errors import FileRefused, RecordRefused
-from intake.display import describe_keys, printable
+from intake.display import describe_keys
 from intake.raw_records import (
     BOM,
-    CHUNK_BYTES,
     KEPT_BYTES,
     BadRecord,
     RawRecord,
@@ -51,29 +47,6 @@ def read_csv(file: BinaryIO, limit: int) -> Iterator[RawRecord | BadRecord]:
         else:
             number += 1
             yield RawRecord(number, cells, bytes(lines.row), file.tell())
-
-
-def read_parquet(path: Path, limit: int) -> Iterator[RawRecord | BadRecord]:
-    """Yield each row of a Parquet file; raise FileRefused when it is damaged."""
-    # Imported here: it takes 0.3 s and 60 MB that no other container needs.
-    import pyarrow
-    import pyarrow.parquet
-
-    total = path.stat().st_size
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            rows = max(1, table.metadata.num_rows)
-            size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
-            batch_size = max(1, min(1024, CHUNK_BYTES * rows // max(1, size)))
-            for batch in table.iter_batches(batch_size=batch_size, use_threads=False):
-                for row in _rows_of(batch):
-                    number += 1
-                    yield _check_row(row, limit, number, total * number // rows)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise FileRefused(
-            f"the Parquet file is damaged ({printable(str(error), 200)}); write it again"
-        ) from None
 
 
 class _CsvLines:
@@ -161,29 +134,3 @@ def _parse_cell(name: str, cell: str) -> Any:
 def _not_csv(error: csv.Error) -> RecordRefused:
     remedy = 'write a text with commas, quotes or line ends in "…", and each " inside it twice'
     return RecordRefused(RECORD, f"a row that is not CSV ({error})", "rows like the header", remedy)
-
-
-def _rows_of(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yield a batch's rows, or in its place why a row cannot be decoded."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            yield error
-        else:
-            for index in range(batch.num_rows):
-                yield from _rows_of(batch.slice(index, 1))
-
-
-def _check_row(
-    row: dict[str, Any] | UnicodeDecodeError, limit: int, number: int, done: int
-) -> RawRecord | BadRecord:
-    if isinstance(row, UnicodeDecodeError):
-        return BadRecord(
-            number, not_utf8(row.object[row.start], f"byte {row.start + 1} of a text"), b"", 0, done
-        )
-    value = {key: cell for key, cell in row.items() if cell is not None}
-    raw = orjson.dumps(value, default=repr, option=orjson.OPT_NON_STR_KEYS)
-    if len(raw) > limit:
-        return BadRecord(number, too_long(len(raw), limit), raw[:KEPT_BYTES], len(raw), done)
-    return RawRecord(number, value, raw, done)

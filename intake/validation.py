@@ -67,7 +67,9 @@ def check_file(
     read.
     """
     total_bytes = path.stat().st_size
-    reader = CandidateReader(path, config.max_line_bytes, supports_tools=template.supports_tools)
+    reader = CandidateReader(
+        path, config.max_line_bytes, config.max_bytes, supports_tools=template.supports_tools
+    )
     with RecordFiles(output) as files, SeenKeys() as seen, _rare_collections():
         judge = _Judge(config, files, seen, held_out_keys, seed)
         with closing(measure_all(reader.read(), template)) as batches:

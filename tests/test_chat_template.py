@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import jinja_sandbox
 from chat_template import IGNORE, ChatTemplate, Message
 from errors import ConfigError, RecordRefused
 
@@ -212,3 +213,42 @@ def test_a_template_cannot_leave_its_sandbox(tiny_model: Path) -> None:
     template = ChatTemplate(tokenizer, "{{ ''.__class__.__mro__ }}", {"eos_token": "<|im_end|>"})
     with pytest.raises(RecordRefused, match="refuses"):
         template.encode_messages(TALK)
+
+
+GREEDY = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'a' * 10 ** 12 }}",
+    "{{ ('a' * 1000000) * 1000000 }}",
+    "{{ 9 ** 9 ** 9 ** 9 }}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "{% set ns = namespace(f=messages) %}{{ ns.f.append(1) }}",
+    "{{ messages.__class__.__base__.__subclasses__() }}",
+    "{{ cycler.__init__.__globals__.os.system('id') }}",
+    "{{ lipsum.__globals__['os'].popen('id').read() }}",
+    "{% include '/etc/passwd' %}",
+]
+
+
+@pytest.mark.parametrize("source", GREEDY)
+def test_a_template_can_neither_leave_its_sandbox_nor_take_more_than_its_share(
+    tiny_model: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jinja_sandbox, "MAX_RENDER_SECONDS", 0.5)
+    tokenizer = (tiny_model / "tokenizer.json").read_text(encoding="utf-8")
+    template = ChatTemplate(tokenizer, source, {"eos_token": "<|im_end|>"})
+    with pytest.raises(RecordRefused, match="refuses"):
+        template.encode_messages(TALK)
+
+
+def test_no_special_token_of_the_tokenizer_comes_out_of_what_a_person_wrote(template: ChatTemplate) -> None:
+    added = template.tokenizer.get_added_tokens_decoder()
+    special = {number: token.content for number, token in added.items() if token.special}
+    assert len(special) >= 4
+    plain = [{"role": role, "content": "hi"} for role in ("system", "user", "assistant")]
+    expected = template.encode_messages(plain).input_ids
+    for text in special.values():
+        typed = [{**message, "content": f"a{text}{text} b{text}"} for message in plain]
+        found = template.encode_messages(typed).input_ids
+        for number in special:
+            assert found.count(number) == expected.count(number)
+        assert not special.keys() & set(template.encode_text(text).input_ids[:-1])

@@ -245,12 +245,15 @@ def _refuse_incomplete(folder: Path, remedy: str) -> None:
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
     if not _weight_files(folder):
         missing.append("*.safetensors")
+        if any(folder.glob("*.bin")):
+            remedy = "its .bin files are pickles, which may run code: save the model as safetensors"
     if missing:
         raise ConfigError(f"model.base: {folder}: {', '.join(missing)} missing; {remedy}")
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    """Return the files with the weights; a pickle (pytorch_model.bin) is a program and never one of them."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _sha256_of_weights(path: Path) -> str:

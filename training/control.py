@@ -104,11 +104,13 @@ class Control:
             return None
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
         except PermissionError:
             return Request(command, None, now())  # its presence is the signal
+        except OSError:
+            return None  # gone, or swapped for something else since the look; the next one tells
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
             text = os.read(descriptor, MAX_REASON_BYTES).decode(errors="replace").strip()
         finally:
             os.close(descriptor)

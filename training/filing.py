@@ -19,9 +19,9 @@ def file_away(paths: Paths, job: Job) -> Path:
     OSError while the inbox is not to be had.
     """
     run = paths.run(job.job_id)
-    _remove_unfinished(run)
     if not paths.inbox.is_dir():
         raise FileNotFoundError(f"{paths.inbox}: the folder is missing; make it again or mount it")
+    _remove_unfinished(paths, job)
     folder = folder_for(paths, job)
     durable.make_folder(folder)
     place = folder / job.place
@@ -37,15 +37,6 @@ def file_away(paths: Paths, job: Job) -> Path:
     return place
 
 
-def _remove_unfinished(run: RunPaths) -> None:
-    """Remove what a worker that was killed or failed began to write: it will not come back for it."""
-    for leftover in sorted(run.folder.rglob(f".*{durable.PARTIAL_SUFFIX}")):
-        if leftover.is_dir():
-            durable.remove_tree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
 def folder_for(paths: Paths, job: Job) -> Path:
     """Return the folder in which the file of an ended job lies."""
     assert job.outcome is not None, "only an ended job is filed away"
@@ -55,6 +46,18 @@ def folder_for(paths: Paths, job: Job) -> Path:
         "skipped": paths.skipped,
         "failed": paths.failed,
     }[job.outcome]
+
+
+def _remove_unfinished(paths: Paths, job: Job) -> None:
+    """Remove what a killed worker left half done; no other worker comes to this run and finds it."""
+    run = paths.run(job.job_id)
+    torn = [folder for folder in run.folder.glob("checkpoint-*") if not (folder / durable.MANIFEST).is_file()]
+    partial = f"*{durable.PARTIAL_SUFFIX}"
+    for path in sorted([*torn, *run.folder.rglob(partial), *paths.held_out.glob(f".{job.job_id}{partial}")]):
+        if path.is_dir() and not path.is_symlink():
+            durable.remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 def _ending(job: Job) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import orjson
 import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import durable
@@ -106,12 +107,15 @@ def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrain
         "dtype": getattr(torch, precision),
         "attn_implementation": config.attn_implementation,
         "local_files_only": True,
+        # Weights are data: no pickles, and no code that lies beside them.
+        "use_safetensors": True,
+        "trust_remote_code": False,
     }
     if config.load_in_4bit:
         settings |= {"quantization_config": _four_bits(), "device_map": {"": 0}}
     try:
         model = AutoModelForCausalLM.from_pretrained(base, **settings)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{base} cannot be loaded with {config!r}: {error}") from error
     return model if config.load_in_4bit else model.to(device())
 

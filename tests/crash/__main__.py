@@ -6,15 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tests.crash import faults, kills, planted, real
+from tests.crash import bad_inputs, cuts, faults, kills, planted, real, sequences
 from tests.crash.strike import Say
 from tests.crash.tally import Tally
 
+SEQUENCES = 200
 PARTS: Mapping[str, Callable[[Say], Tally]] = {
     "kills": kills.run,
     "faults": faults.run,
     "planted": planted.run,
     "real": real.run,
+    "cuts": cuts.run,
+    "sequences": lambda say: sequences.run(SEQUENCES, seed=1),
+    "bad_inputs": lambda say: bad_inputs.run(),
 }
 
 

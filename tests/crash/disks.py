@@ -18,6 +18,8 @@ from pathlib import Path
 
 BLOCK_BYTES = 4096
 CHUNK_BYTES = 1 << 20
+SIZE_BYTES = 1 << 30
+"""Room for what a run is expected to need; almost all of it is holes."""
 _NOTHING = bytes(BLOCK_BYTES)
 _TRIES = 50
 
@@ -27,7 +29,7 @@ Disk = Mapping[int, bytes]
 
 @dataclass(frozen=True)
 class FileSystem:
-    """How one kind of file system is made and mounted, as small as it goes."""
+    """How one kind of file system is made and mounted."""
 
     name: str
     size_bytes: int
@@ -40,11 +42,11 @@ class FileSystem:
         return None if shutil.which(self.make[0]) is not None else self.make[0]
 
 
-_EXT4 = ("mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+_EXT4 = ("mkfs.ext4", "-q", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0")
 FILE_SYSTEMS = {
-    "ext4": FileSystem("ext4", 32 << 20, _EXT4),
-    "xfs": FileSystem("xfs", 300 << 20, ("mkfs.xfs", "-q"), "noatime,nouuid"),
-    "btrfs": FileSystem("btrfs", 128 << 20, ("mkfs.btrfs", "-q")),
+    "ext4": FileSystem("ext4", SIZE_BYTES, _EXT4),
+    "xfs": FileSystem("xfs", SIZE_BYTES, ("mkfs.xfs", "-q"), "noatime,nouuid"),
+    "btrfs": FileSystem("btrfs", SIZE_BYTES, ("mkfs.btrfs", "-q")),
 }
 
 

@@ -19,7 +19,7 @@ def reader(
 ) -> CandidateReader:
     path = folder / f"file{suffix}"
     path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
-    return CandidateReader(path, 10_000, supports_tools=supports_tools)
+    return CandidateReader(path, 10_000, 1_000_000, supports_tools=supports_tools)
 
 
 def problems(candidates: list[Candidate]) -> list[str | None]:
@@ -93,13 +93,13 @@ def test_json_lines_under_the_name_of_an_array_are_noted(tmp_path: Path) -> None
 
 def test_blank_lines_are_noted(tmp_path: Path) -> None:
     (tmp_path / "file.jsonl").write_bytes(b"\n\n" + orjson.dumps(CHAT))
-    file = CandidateReader(tmp_path / "file.jsonl", 10_000, supports_tools=True)
+    file = CandidateReader(tmp_path / "file.jsonl", 10_000, 1_000_000, supports_tools=True)
     list(file.read())
     assert list(file.notes()) == ["blank lines were passed over (2)"]
 
 
 def test_damage_ends_the_file_and_is_kept(tmp_path: Path) -> None:
     (tmp_path / "file.json").write_bytes(b"[" + orjson.dumps(CHAT) + b",{")
-    file = CandidateReader(tmp_path / "file.json", 10_000, supports_tools=True)
+    file = CandidateReader(tmp_path / "file.json", 10_000, 1_000_000, supports_tools=True)
     assert problems(list(file.read())) == [None]
     assert file.damage is not None and "never closed" in file.damage

@@ -20,6 +20,7 @@ from intake.raw_records import KEPT_BYTES, BadRecord, RawRecord
 from intake.reading import SUFFIXES, identify, read_records
 
 LIMIT = 1 << 16
+MAX_BYTES = 1 << 30
 RECORDS: list[dict[str, Any]] = [
     {"text": f'räcörd {number}, "quoted" \\ and\nbroken'} for number in range(300)
 ]
@@ -38,11 +39,11 @@ def csv_of(rows: list[dict[str, Any]]) -> bytes:
 
 
 def read(
-    folder: Path, content: bytes, suffix: str = ".jsonl", limit: int = LIMIT
+    folder: Path, content: bytes, suffix: str = ".jsonl", limit: int = LIMIT, max_bytes: int = MAX_BYTES
 ) -> list[RawRecord | BadRecord]:
     path = folder / f"file{suffix}"
     path.write_bytes(content)
-    return list(read_records(path, identify(path), limit))
+    return list(read_records(path, identify(path), limit, max_bytes))
 
 
 def refused(folder: Path, content: bytes, suffix: str = ".jsonl") -> str:
@@ -158,6 +159,26 @@ def test_a_gzip_bomb_is_refused_long_before_it_is_unpacked(tmp_path: Path) -> No
     bomb = zlib.compressobj(wbits=31)
     content = b"".join(bomb.compress(b"\x00" * 2**20) for _ in range(300)) + bomb.flush()
     assert "200 times its size" in refused(tmp_path, content, ".jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".jsonl", LINES),
+        (".json", orjson.dumps(RECORDS)),
+        (".jsonl.gz", gzip.compress(LINES)),
+        (".csv", csv_of(RECORDS)),
+        (".parquet", parquet(RECORDS)),
+    ],
+)
+def test_no_more_than_max_bytes_is_read_of_any_container(tmp_path: Path, suffix: str, content: bytes) -> None:
+    with pytest.raises(FileRefused, match=r"more than 5,000 bytes of data, unpacked \(data.max_bytes\)"):
+        read(tmp_path, content, suffix, max_bytes=5000)
+
+
+@pytest.mark.parametrize("inner", [gzip.compress(LINES), LINES.decode().encode("utf-16")])
+def test_what_is_inside_gzip_must_be_lines_too(tmp_path: Path, inner: bytes) -> None:
+    assert "the bytes inside the gzip file are" in refused(tmp_path, gzip.compress(inner), ".jsonl.gz")
 
 
 def test_text_that_repeats_itself_a_lot_is_no_bomb(tmp_path: Path) -> None:

@@ -1,17 +1,13 @@
-"""Rows of CSV and Parquet become records; a broken row is one bad record."""
+"""Rows of CSV become records; a broken row is one bad record."""
 
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from intake.raw_records import BadRecord, RawRecord
-from intake.reading import read_records
 from intake.tables import read_csv
 
 LIMIT = 4096
@@ -86,34 +82,3 @@ def test_a_quote_that_never_ends_swallows_no_more_than_the_limit() -> None:
     assert isinstance(records[0], BadRecord)
     assert all(isinstance(record, RawRecord) for record in records[1:])
     assert len(records) > 1900
-
-
-def write_parquet(path: Path, table: pyarrow.Table) -> Path:
-    pyarrow.parquet.write_table(table, path)
-    return path
-
-
-def test_nulls_in_parquet_are_no_keys(tmp_path: Path) -> None:
-    table = pyarrow.Table.from_pylist(
-        [
-            {"messages": [{"role": "user", "content": "x", "name": None}], "tools": None},
-            {"messages": [{"role": "user", "content": "y", "name": "z"}], "tools": "[]"},
-        ]
-    )
-    records = read_records(write_parquet(tmp_path / "a.parquet", table), "parquet", LIMIT)
-    assert [set(value) for value in values_of(list(records))] == [{"messages"}, {"messages", "tools"}]
-
-
-def test_text_in_parquet_that_is_not_utf8_is_one_bad_record(tmp_path: Path) -> None:
-    column = pyarrow.array([b"good", b"caf\xe9", b"fine"]).view(pyarrow.string())
-    path = write_parquet(tmp_path / "a.parquet", pyarrow.table({"text": column}))
-    records = list(read_records(path, "parquet", LIMIT))
-    assert values_of(records)[::2] == [{"text": "good"}, {"text": "fine"}]
-    assert "0xe9" in values_of(records)[1]
-
-
-def test_a_parquet_row_above_the_limit_is_refused(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", pyarrow.table({"text": ["x" * 5000, "y"]}))
-    bad, good = read_records(path, "parquet", LIMIT)
-    assert isinstance(bad, BadRecord) and isinstance(good, RawRecord)
-    assert bad.size_bytes > 5000

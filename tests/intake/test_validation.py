@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,15 @@ def test_a_long_pair_can_be_cut_but_not_split(check: Checker, template: ChatTemp
     late = {"prompt": "word " * 60, "chosen": "yes", "rejected": "no"}
     config = DataConfig(max_length=30, excess_length="truncate", max_bad_fraction=1)
     assert "the answer beginning at token" in check([late], config=config).refusals[0].found
+
+
+@pytest.mark.config_key("data.max_bytes")
+def test_a_file_that_holds_more_than_max_bytes_is_refused(check: Checker) -> None:
+    content = gzip.compress(b"".join(b'{"text": "number %d"}\n' % number for number in range(1000)))
+    assert check(content, ".jsonl.gz").usable
+    card = check(content, ".jsonl.gz", config=DataConfig(max_bytes=10_000))
+    assert not card.usable
+    assert card.reason is not None and "more than 10,000 bytes of data" in card.reason
 
 
 @pytest.mark.config_key("data.max_line_bytes")

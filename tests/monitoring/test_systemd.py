@@ -36,7 +36,9 @@ def test_an_abstract_socket_is_understood() -> None:
         assert listener.recv(1000) == b"STOPPING=1"
 
 
-@pytest.mark.parametrize(("pid", "heard"), [(str(os.getpid()), True), ("1", False), (None, True)])
+@pytest.mark.parametrize(
+    ("pid", "heard"), [(str(os.getpid()), True), ("1", False), (None, True)], ids=["ours", "another", "none"]
+)
 def test_the_watchdog_is_pinged_only_when_it_waits_for_us(
     listener: socket.socket, pid: str | None, heard: bool
 ) -> None:

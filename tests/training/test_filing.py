@@ -59,16 +59,20 @@ def test_each_outcome_has_its_folder(paths: Paths, outcome: str, folder: str) ->
     assert os.listdir(paths.processing) == []
 
 
-def test_what_a_worker_did_not_finish_goes_when_its_job_is_filed(paths: Paths) -> None:
-    job = ended_job(paths, "failed")
+def test_what_a_killed_worker_left_half_done_goes_with_its_job(paths: Paths) -> None:
+    job = ended_job(paths, "skipped")
     run = paths.run(job.job_id)
-    torn = run.folder / ".checkpoint-1.removed.partial"
-    torn.mkdir()
-    (torn / ".manifest.json.partial").touch()
+    (run.folder / ".checkpoint-2.removed.partial" / "state").mkdir(parents=True)
+    for checkpoint in ("checkpoint-3", "checkpoint-4"):
+        (run.folder / checkpoint).mkdir()
+        (run.folder / checkpoint / ".manifest.json.partial").touch()
+    (run.folder / "checkpoint-4" / "manifest.json").touch()
     (run.data / ".train.jsonl.partial").touch()
+    (paths.held_out / f".{job.job_id}.partial").touch()
+    (paths.held_out / ".000002-0b0b0b0b.partial").touch()
     file_away(paths, job)
-    assert sorted(os.listdir(run.folder)) == ["data"]
-    assert os.listdir(run.data) == ["input.jsonl"]
+    assert [path.name for path in paths.base.rglob("*.partial")] == [".000002-0b0b0b0b.partial"]
+    assert [path.name for path in run.folder.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_the_report_card_lies_beside_the_file_with_the_ending(paths: Paths) -> None:
