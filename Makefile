@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-TEST_TOOLS := gcc libc6-dev strace systemd e2fsprogs xfsprogs btrfs-progs fuse3 postgresql
+TEST_TOOLS := gcc libc6-dev strace systemd e2fsprogs xfsprogs btrfs-progs fuse3 postgresql jq
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 

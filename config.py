@@ -155,6 +155,8 @@ class EvaluationConfig(Section):
     """Wall-clock limit of one batch of answers."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Held-out prompts answered at each evaluation and shown live."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Largest share of a run's time for such answers; those of the start and of the end are always given."""
 
 
 class ScoringConfig(Section):
@@ -434,6 +436,11 @@ class RunPaths:
     def events(self) -> Path:
         return self.folder / "events.jsonl"
 
+    @property
+    def evolution(self) -> Path:
+        """Folder of the answers to the same held-out prompts, as the run goes on."""
+        return self.folder / "evolution"
+
     def checkpoint(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
 
@@ -484,6 +491,10 @@ class Paths:
     @property
     def status_file(self) -> Path:
         return self.base / "status" / "training_status.json"
+
+    @property
+    def flagged_examples(self) -> Path:
+        return self.base / "status" / "flagged_examples.json"
 
     @property
     def daemon_lock(self) -> Path:

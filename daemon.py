@@ -24,7 +24,17 @@ from errors import TrainboxError, UsageError
 from intake.watch import Bell, Watch
 from monitoring.daemon_lock import only_daemon
 from monitoring.daemon_log import start_logging
-from monitoring.events import CheckpointEvent, Event, NoteEvent, OutcomeEvent, PlanEvent, encode_event, now
+from monitoring.events import (
+    CheckpointEvent,
+    Event,
+    ExampleEvent,
+    NoteEvent,
+    OutcomeEvent,
+    PlanEvent,
+    encode_event,
+    now,
+)
+from monitoring.flagged_examples import FlaggedExamples
 from monitoring.hardware import HardwareMonitor
 from monitoring.observation import Thresholds
 from monitoring.systemd import Notifier
@@ -87,6 +97,7 @@ class Daemon:
             max_output_tokens=config.evaluation.max_new_tokens,
             context_window=config.data.max_length,
         )
+        self._flagged = FlaggedExamples(paths.flagged_examples)
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
         self._housekeeper = Housekeeper(paths, config, on_rest=self._bell.ring)
@@ -153,6 +164,7 @@ class Daemon:
         self._watch.stop()
         self._housekeeper.stop()
         self._runner.release()
+        self._flagged.save()
         self._ledger.stop()
         self._status.acknowledge()
         self._tell_rest()
@@ -219,6 +231,7 @@ class Daemon:
             self._tell_queue()
         if self._running is not None and self._clock() >= self._disk_look_at:
             self._look_at_disk()
+        self._flagged.save()
         self._status.update(ledger_trouble=self._ledger.trouble)
         self._tell_alerts()
         self._tell_systemd()
@@ -324,6 +337,8 @@ class Daemon:
             self._status.continue_from(self._steps_until(event.parent))
         self._status.observe(event)
         self._tell_alerts()
+        if isinstance(event, ExampleEvent):
+            self._flagged.observe(event, job.job_id, job.name)
         if isinstance(event, NoteEvent):
             logger.info("Job %s: %s", job.job_id, event.message)
         if isinstance(event, CheckpointEvent) and event.step > (job.step or 0):

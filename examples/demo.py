@@ -44,7 +44,12 @@ REFRESH_SECONDS = 0.25
 SETTINGS = {
     "inbox": {"settle_seconds": 1.0, "poll_seconds": 0.5},
     "train": {"num_train_epochs": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 4},
-    "evaluation": {"per_device_eval_batch_size": 16, "max_new_tokens": 64, "sample_prompts": 1},
+    "evaluation": {
+        "per_device_eval_batch_size": 16,
+        "max_new_tokens": 64,
+        "sample_prompts": 1,
+        "max_share": 0.25,
+    },
     "monitoring": {"status_seconds": 0.5},
 }
 PHASES = {

@@ -146,6 +146,10 @@ class ExampleEvent(_Event):
     answer_matches: bool
     golden_tokens: int
     model_tokens: int
+    loss: float | None = None
+    """Nats per trained token of the expected answers of this conversation."""
+    error: str | None = None
+    """Why there is no whole answer."""
 
 
 class BestCheckpoint(BaseModel):

@@ -87,15 +87,13 @@ class Sample:
     fields: dict[str, Any]
     overhead: float
     """Share of the training time that went into collectors."""
-    interval: int
-    """Steps until the next sample."""
 
 
 class LiveMonitor:
     """Decides which steps are sampled, and times the collectors.
 
-    The next sample comes at least `interval` steps later, and late enough that the last one's cost is no more
-    than `max_overhead` of the time trained until then.
+    The next sample comes at least `interval` steps later, and late enough that all samples, with one more
+    that costs as much as the last, are no more than `max_overhead` of the time trained until then.
     """
 
     def __init__(
@@ -107,20 +105,19 @@ class LiveMonitor:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._collectors = collectors
-        self._least_interval = interval
+        self._interval = interval
         self._max_overhead = max_overhead
         self._clock = clock
         self._next_step: int | None = None
         self._is_sampling = False
         self._has_logits = False
-        self._cost = self._total_cost = self._trained = 0.0
-        self._steps = 0
+        self._cost = self._last_cost = self._total_cost = self._trained = 0.0
 
     def begin_step(self, step: int) -> None:
         """Decide whether this step is sampled; the first one only warms up."""
         if self._next_step is None:
             self._next_step = step + 1
-        self._is_sampling = step >= self._next_step
+        self._is_sampling = step >= self._next_step and self._is_affordable()
         self._has_logits = False
         self._cost = 0.0
 
@@ -137,24 +134,20 @@ class LiveMonitor:
 
     def end_step(self, step: int, seconds: float) -> Sample | None:
         """Return what was seen of a sampled step that took `seconds`, looks included; else None."""
-        self._steps += 1
         self._trained += max(seconds - self._cost, 0.0)
         if not self._is_sampling:
             return None
         self._is_sampling = False
         fields: dict[str, Any] = {}
         self._timed(lambda collector: fields.update(collector.tell()))
+        self._last_cost = self._cost
         self._total_cost += self._cost
-        interval = max(self._least_interval, self._affordable_interval())
-        self._next_step = step + interval
-        return Sample(step, fields, self._share(self._total_cost), interval)
+        self._next_step = step + self._interval
+        return Sample(step, fields, self._total_cost / self._trained if self._trained > 0 else 0.0)
 
-    def _affordable_interval(self) -> int:
-        """Return after how many steps like those so far the last sample's cost is a small enough share."""
-        return math.ceil(self._share(self._cost) * self._steps / self._max_overhead)
-
-    def _share(self, cost: float) -> float:
-        return cost / self._trained if self._trained > 0 else 0.0
+    def _is_affordable(self) -> bool:
+        """Tell whether the training so far pays for one more sample; the first is always taken."""
+        return self._total_cost + self._last_cost <= self._max_overhead * self._trained
 
     def _timed(self, show: Callable[[Collector], None]) -> None:
         began = self._clock()

@@ -183,7 +183,7 @@ class RunSignals:
                 golden=event.golden_answer,
                 model_output=event.model_answer,
                 matches=event.answer_matches,
-                loss=self._loss,
+                loss=event.loss,
             )
         )
         answers = self._answers.snapshot()

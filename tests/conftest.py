@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the quick tests first: those of a real model last, those of whole processes before them."""
     whole_processes = (
         *("test_cli", "test_daemon", "test_worker", "test_gpu_benchmark", "test_presets"),
-        *("test_machine", "test_system_unit", "test_user_unit"),
+        *("test_machine", "test_system_unit", "test_user_unit", "test_watched_run"),
     )
 
     def slowness(item: pytest.Item) -> int:
@@ -147,6 +147,7 @@ class Workshop:
             "model.precision=float32",
             "data.held_out_fraction=0.2",
             "evaluation.sample_prompts=1",
+            "evaluation.max_share=1",
         )
         settings = [f"model.base={self.model}", "train.learning_rate=1e-2", *small, *overrides]
         run.config_file.write_text(dump_config(load_config(self.paths.base, settings)))

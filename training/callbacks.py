@@ -27,6 +27,7 @@ from training.checkpoint_scorer import CheckpointHistory, ScoredCheckpoint, Scor
 from training.checkpoints import Checkpoint, CheckpointFacts
 from training.daemon_link import DaemonLink
 from training.early_stopping import EarlyStopping, StoppingRule, StoppingState
+from training.evolution import Evolution
 from training.model import Precision
 from training.trainer import PlannedTrainer
 
@@ -96,15 +97,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         config: Config,
         precision: Precision,
         link: DaemonLink,
-        on_evaluated: Callable[[int], None] = lambda step: None,
+        evolution: Evolution | None = None,
     ) -> None:
-        """`on_evaluated` is called with the step after each evaluation, for instance to show answers."""
+        """`evolution` has held-out prompts answered now and then."""
         self._run = run
         self._config = config.train
         self._scoring = config.scoring
         self._precision = precision
         self._link = link
-        self._on_evaluated = on_evaluated
+        self._evolution = evolution
         self._log = TrainerLog(run.trainer_log)
         self._steps: frozenset[int] = frozenset()
         self._step_started = 0.0
@@ -140,6 +141,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             self._announce(start)  # the daemon may have missed it
             trainer.micro_batch = min(trainer.micro_batch, start.micro_batch)
         self._micro_batch = trainer.micro_batch
+        if self._evolution is not None:
+            self._evolution.attach(trainer.record_losses, trainer.held_out)
 
     @property
     def stopped_early(self) -> str | None:
@@ -151,6 +154,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._steps = evaluation_steps(state.max_steps, self._config.eval_steps)
         self._log.cut_back(state.global_step)
+        if self._evolution is not None:
+            self._evolution.begin(state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -176,9 +181,13 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._window_weight += numbers.weight
         self._eval_loss = self._train_loss = self._scored = None
         is_planned = state.global_step in self._steps
+        is_evaluated = is_planned and self._trainer.held_out is not None
+        if self._evolution is not None:
+            self._evolution.after_step(state.global_step, numbers.loss, is_evaluated=is_evaluated)
+        # Read last, so that what came meanwhile is obeyed at this step.
         command = self._link.command
         control.should_save = is_planned or command in ("pause", "stop")
-        control.should_evaluate = is_planned and command is None and self._trainer.held_out is not None
+        control.should_evaluate = is_evaluated and command is None
         control.should_training_stop |= command is not None
 
     def _tell_of_short_memory(self) -> None:
@@ -243,7 +252,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self._stopping is not None:
             value = self._scored.score if self._config.early_stopping_metric == "score" else self._eval_loss
             control.should_training_stop |= self._stopping.observe(state.global_step, value) is not None
-        self._on_evaluated(state.global_step)
+        if self._evolution is not None:
+            is_last = control.should_training_stop or state.global_step == state.max_steps
+            self._evolution.after_evaluation(state.global_step, metrics["eval_loss"], is_last=is_last)
         if (self._run.checkpoint(state.global_step) / durable.MANIFEST).is_file():
             # The evaluation was still owed when the run was paused here.
             self._seal(state)

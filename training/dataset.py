@@ -7,7 +7,8 @@ rejected). Labels are the token where it is trained and -100 elsewhere. Batches 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,6 +67,19 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def lines(self) -> list[int]:
+        """The line of the file that each row comes from."""
+        return [int(line) for line in self.dataset["line"]]
+
+    def of_lines(self, lines: Collection[int]) -> TokenRows:
+        """Return the rows that come from certain lines of the file, in the same order."""
+        numbers = [number for number, line in enumerate(self.lines) if line in lines]
+        chosen = copy(self)
+        chosen.dataset = self.dataset.select(numbers)
+        chosen.lengths = self.lengths[numbers]
+        return chosen
 
 
 def tokenise_run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +14,9 @@ import durable
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
 from intake.formats import Record
-from monitoring.events import ExampleEvent
-from training.daemon_link import DaemonLink
 
 if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
-    from evaluation.generation import Generator
+    from evaluation.generation import Answer, Generator
 
 
 def held_out_keys(paths: Paths) -> frozenset[bytes]:
@@ -31,55 +31,90 @@ def keep_held_out(paths: Paths, job_id: str) -> None:
         durable.copy_once(source, paths.held_out / f"{job_id}.jsonl")
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredExample:
+    """A held-out prompt, the answer expected and the answer given."""
+
+    example_id: str
+    """Hash of the whole record: the same in every run."""
+    system_prompt: str | None
+    prompt: str
+    golden: str
+    golden_tokens: int
+    answer: str
+    answer_tokens: int
+    matches: bool
+    """Both are the same but for white space around them."""
+    loss: float | None
+    """Nats per trained token of the record, as the trainer reckons; None where no row of it is left."""
+    error: str | None
+    """Why there is no whole answer."""
+
+
 class HeldOutExamples:
     """The first conversations of a run's held-out file, each asked up to its last answer."""
 
     def __init__(
-        self,
-        records: Path,
-        generator: Generator,
-        template: ChatTemplate,
-        config: EvaluationConfig,
-        link: DaemonLink,
+        self, records: Path, generator: Generator, template: ChatTemplate, config: EvaluationConfig
     ) -> None:
         self._generator = generator
-        self._template = template
         self._config = config
-        self._link = link
-        self._conversations = list(islice(answered_conversations(records), config.sample_prompts))
-
-    def show(self, step: int) -> None:
-        """Answer every prompt and send what was expected beside what came."""
-        if not self._conversations:
-            return
-        golden = [messages[-1]["content"] for messages in self._conversations]
-        golden_tokens = [
-            len(self._template.tokenizer.encode(text, add_special_tokens=False).ids) for text in golden
+        self._records = list(islice(_answered(records), config.sample_prompts))
+        self._golden_tokens = [
+            len(template.tokenizer.encode(_golden(record), add_special_tokens=False).ids)
+            for record in self._records
         ]
+
+    @property
+    def lines(self) -> frozenset[int]:
+        """The lines of the file they come from."""
+        return frozenset(record.line for record in self._records)
+
+    def answer(self, losses: Mapping[int, float]) -> list[AnsweredExample]:
+        """Answer every prompt; `losses` are those of the records, by their line."""
+        if not self._records:
+            return []
         # An answer twice as long as the right one is wrong; what would follow only costs time.
-        limit = min(self._config.max_new_tokens, 2 * max(golden_tokens) + 16)
+        limit = min(self._config.max_new_tokens, 2 * max(self._golden_tokens) + 16)
         answers = self._generator.generate(
-            [messages[:-1] for messages in self._conversations], max_new_tokens=limit
+            [record.messages[:-1] for record in self._records], max_new_tokens=limit
         )
-        for messages, tokens, answer in zip(self._conversations, golden_tokens, answers, strict=True):
-            self._link.emit(
-                ExampleEvent(
-                    step=step,
-                    system_prompt=messages[0]["content"] if messages[0]["role"] == "system" else None,
-                    prompt=messages[-2]["content"],
-                    golden_answer=messages[-1]["content"],
-                    model_answer=answer.text,
-                    answer_matches=answer.text.strip() == messages[-1]["content"].strip(),
-                    golden_tokens=tokens,
-                    model_tokens=answer.tokens,
-                )
-            )
+        return [
+            self._compare(record, tokens, answer, losses.get(record.line))
+            for record, tokens, answer in zip(self._records, self._golden_tokens, answers, strict=True)
+        ]
+
+    def _compare(
+        self, record: Record, golden_tokens: int, answer: Answer, loss: float | None
+    ) -> AnsweredExample:
+        first, prompt = record.messages[0], record.messages[-2]
+        limit = self._config.max_generation_seconds
+        return AnsweredExample(
+            example_id=record.key().hex(),
+            system_prompt=first["content"] if first["role"] == "system" else None,
+            prompt=prompt["content"],
+            golden=_golden(record),
+            golden_tokens=golden_tokens,
+            answer=answer.text,
+            answer_tokens=answer.tokens,
+            matches=answer.text.strip() == _golden(record).strip(),
+            loss=loss,
+            error=f"cut off after {limit:g} s" if answer.finish_reason == "time" else None,
+        )
 
 
 def answered_conversations(records: Path) -> list[list[Message]]:
     """Return the conversations that end with an answer in words, without tools."""
+    return [list(record.messages) for record in _answered(records)]
+
+
+def _golden(record: Record) -> str:
+    return str(record.messages[-1]["content"])
+
+
+def _answered(records: Path) -> list[Record]:
     return [
-        list(record.messages)
+        record
         for record in _read(records)
         if record.kind == "chat"
         and record.tools is None

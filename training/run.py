@@ -25,6 +25,7 @@ from training.adapter import adapter_weights, load_adapter, set_adapter_weights
 from training.callbacks import RunCallback
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import TokenRows, tokenise_run
+from training.evolution import Evolution
 from training.full_models import base_under
 from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
 from training.jobs import Job
@@ -218,9 +219,15 @@ class Run:
             Generator(learner.model, template, self._config.evaluation),
             template,
             self._config.evaluation,
-            self._link,
         )
-        callback = RunCallback(self._folder, self._config, learner.precision, self._link, examples.show)
+        evolution = Evolution(
+            self._folder.evolution,
+            examples,
+            self._link,
+            max_share=self._config.evaluation.max_share,
+            model_version="base" if parent is None else parent.name,
+        )
+        callback = RunCallback(self._folder, self._config, learner.precision, self._link, evolution)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
         memory = self._memory(learner, rows, held_out)
 

@@ -309,8 +309,11 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def record_losses(self, rows: TokenRows) -> RecordLosses:
-        """Score every record; the batch size changes speed and memory, not the result."""
+    def record_losses(self, rows: TokenRows, on_batch: Callable[[], None] | None = None) -> RecordLosses:
+        """Score every record; the batch size changes speed and memory, not the result.
+
+        `on_batch` is called after each batch, in place of what `setup` was given for that.
+        """
         sums, weights = [0.0] * len(rows), [0] * len(rows)
         was_training = self.model.training
         self.model.eval()
@@ -322,7 +325,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             ):
                 for number, total, weight in zip(numbers, losses.sums.tolist(), losses.weights, strict=True):
                     sums[number], weights[number] = total, weight
-                self.on_eval_batch()
+                (on_batch or self.on_eval_batch)()
         self.model.train(was_training)
         return RecordLosses(sums, weights)
 

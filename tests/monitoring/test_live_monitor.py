@@ -58,9 +58,9 @@ def test_a_slow_collector_is_called_less_often_until_it_is_affordable() -> None:
     slow = SlowCollector(0.5)
     live = LiveMonitor([slow], interval=1, max_overhead=0.01, clock=slow.clock)
     samples = follow(live, 1000)
-    assert {sample.interval for sample in samples} == {50}
-    assert samples[-1].overhead == pytest.approx(0.01, rel=0.1)
-    assert len(samples) == 20
+    assert [sample.step for sample in samples] == [2, *range(101, 1000, 50)]
+    assert all(sample.overhead <= 0.01 for sample in samples[1:])
+    assert samples[-1].overhead == pytest.approx(0.01, rel=0.01)
 
 
 def test_the_overhead_is_the_share_of_the_training_time() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from config import MonitoringConfig
 from durable import read_json, sha256_file, verify_folder
+from monitoring.events import decode_event
+from monitoring.live_monitor import EntropyCollector, LiveMonitor, LoRACollector
+from monitoring.training_status import StatusWriter
 from tests.exactness import learned
+from training import run
 from training.batches import Batch, StepPlan
 from training.checkpoints import list_checkpoints
 from training.trainer import ChatTrainer, Losses
@@ -611,3 +617,40 @@ def test_looking_closely_changes_no_byte_of_what_is_learned(workshop: Any, make_
     assert VersionStore(workshop.paths).current() is None  # it is the daemon that moves it
     workshop.carry_out(jobs[1])
     assert adapter_of(workshop, "v0001") == adapter_of(workshop, "v0002")
+
+
+class SlowCollector:
+    """Takes its time at every step it is shown."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def see_logits(self, logits: torch.Tensor) -> None:
+        """Need none."""
+
+    def see_gradients(self, step: int) -> None:
+        time.sleep(self._seconds)
+
+    def tell(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_slow_collector_in_a_real_run_costs_no_more_than_allowed_and_the_status_says_so(
+    workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(parameters: Any, config: MonitoringConfig) -> LiveMonitor:
+        collectors = (EntropyCollector(), LoRACollector(parameters), SlowCollector(0.02))
+        return LiveMonitor(collectors, interval=1, max_overhead=config.max_overhead)
+
+    monkeypatch.setattr(run, "watch", slowly)
+    job = workshop.job(make_chats(200), *STEPS, "train.eval_steps=1000", "monitoring.max_overhead=0.3")
+    _, events = workshop.carry_out(job)
+    status = StatusWriter(workshop.paths.status_file, 0.0)
+    for event in events:
+        status.observe(decode_event(orjson.dumps(event)))
+    samples, steps = of_kind(events, "signals"), of_kind(events, "step")
+    assert 2 <= len(samples) < len(steps) / 2
+    reported = read_json(workshop.paths.status_file)["monitoring_overhead"]
+    assert reported == samples[-1]["monitoring_overhead"]
+    # A look may last a little longer than the one before, by which it was judged.
+    assert 0 < reported <= 1.1 * 0.3
