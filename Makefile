@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Many tests wait for processes, so there may be more of them than processors.
+TEST_PROCESSES ?= 3
 TEST_TOOLS := gcc libc6-dev strace systemd e2fsprogs xfsprogs btrfs-progs fuse3 postgresql jq
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
@@ -20,13 +22,14 @@ run: install  ## start the daemon on this folder
 	$(BIN)/trainbox run
 
 test: install  ## run the whole test suite, fast tests first
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 crash: install  ## kill, cut and fault every state-changing step of a job's life; minutes
 	$(BIN)/python -m tests.crash
 
 test-tools:  ## Debian packages that the crash, systemd and ledger tests need (root; without them they are skipped)
-	apt-get install --yes --no-install-recommends $(TEST_TOOLS)
+	apt-get update --quiet
+	apt-get install --yes --quiet --no-install-recommends $(TEST_TOOLS)
 
 check: install  ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -197,6 +197,7 @@ class Daemon:
             self._status.receive(request.command, request.reason, request.received_at)
             if request.command == "pause" and self._running is None:
                 self._runner.release()
+                self._tell_rest()
                 self._status.acknowledge()
             elif request.command == "resume":
                 self._status.acknowledge(message=None if was_paused else "nothing to resume")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from config import Paths
 from errors import AlreadyRunning, UsageError
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
+"""What a file system says that has no such locks."""
 
 
 @contextlib.contextmanager
@@ -32,6 +36,8 @@ def only_daemon(paths: Paths) -> Iterator[None]:
             f"{paths.base}: a daemon with pid {pid} runs here; end it first, for instance with: trainbox stop"
         ) from error
     except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
         raise UsageError(
             f"{paths.daemon_lock}: cannot be locked ({error.strerror}); put the base folder on a file system "
             "with flock, for instance a local disk"

@@ -279,8 +279,9 @@ def read_script(paths: Paths, job: Job) -> Script:
 
 
 def read_records(path: Path) -> list[dict[str, str]]:
-    """Return the records of an input: all lines but the first."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
+    """Return the records of an input: all lines after the first that have a text; others only take room."""
+    records = [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
+    return [record for record in records if "text" in record]
 
 
 def count_attempt(run: RunPaths) -> int:

@@ -326,7 +326,7 @@ def test_a_private_copy_has_the_bytes_and_their_hash(
 def test_whoever_waits_hears_again_and_again_that_a_large_file_is_being_copied(
     paths: Paths, inbox: Inbox, clock: Clock, tmp_path: Path
 ) -> None:
-    drop(paths, "a.jsonl", "x" * 3 * durable.COPY_CHUNK_BYTES)
+    drop(paths, "a.jsonl", "x" * (3 * durable.COPY_CHUNK_BYTES - 1) + "\n")
     candidate, copy = candidate_of(paths, inbox, clock), tmp_path / "copy"
     sizes: list[int] = []
     copy_privately(candidate, copy, lambda: sizes.append(copy.stat().st_size))
