@@ -78,19 +78,25 @@ class Bench:
 
 
 @pytest.fixture
-def bench(paths: Paths) -> Iterator[Bench]:
+def bench(paths: Paths, children_of_others: None) -> Iterator[Bench]:
     made = Bench(paths, hang_seconds=30.0, stop_grace_seconds=30.0)
     yield made
     made.runner.release()
     assert children() == []
 
 
-BEFORE = frozenset(psutil.Process().children(recursive=True))
+_OF_OTHERS: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def children_of_others() -> None:
+    """Tell the processes that fixtures of other tests keep from those of this test."""
+    _OF_OTHERS.update(psutil.Process().children(recursive=True))
 
 
 def children() -> list[psutil.Process]:
-    """Return the processes that these tests have started."""
-    return [child for child in psutil.Process().children(recursive=True) if child not in BEFORE]
+    """Return the processes that the running test has started."""
+    return [child for child in psutil.Process().children(recursive=True) if child not in _OF_OTHERS]
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
