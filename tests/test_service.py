@@ -67,7 +67,8 @@ def test_the_unit_starts_this_checkout_with_this_python_on_the_base_folder(base:
 
 def test_what_a_unit_file_would_interpret_is_escaped(base: Path) -> None:
     unit = make(base / """100% of "a" \\ b""").unit()
-    assert setting(unit, "ReadWritePaths") == f'"{base}/100%% of \\"a\\" \\\\ b"'
+    # A checkout that lies in a temporary folder needs that one writable, too.
+    assert setting(unit, "ReadWritePaths").startswith(f'"{base}/100%% of \\"a\\" \\\\ b"')
 
 
 @pytest.mark.parametrize("name", ["two\nlines", os.fsdecode(b"latin-\xe9")])
