@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Many tests wait for processes, so there may be more of them than processors.
 TEST_PROCESSES ?= 3
-TEST_TOOLS := gcc libc6-dev strace systemd e2fsprogs xfsprogs btrfs-progs fuse3 postgresql jq
+TEST_TOOLS := gcc libc6-dev strace systemd e2fsprogs xfsprogs btrfs-progs fuse3 postgresql jq chromium
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 

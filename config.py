@@ -24,6 +24,7 @@ from errors import ConfigError
 
 ENVIRONMENT_PREFIX = "TRAINBOX_"
 
+Port = Annotated[int, Field(ge=0, le=65535)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -239,6 +240,35 @@ class MonitoringConfig(Section):
     """Largest share of the training time for that; beyond it the looks come further apart."""
 
 
+class ServingConfig(Section):
+    """What is shown and answered over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address that both servers listen on; any other than a loopback one needs a token."""
+    token_file: str = ""
+    """File whose first line callers must send as a bearer token; empty: a systemd credential, or none."""
+    max_body_bytes: PositiveInt = 2**20
+    """Longer requests are refused."""
+    monitor: bool = True
+    """Whether the daemon serves the page and the training API."""
+    monitor_port: Port = 8080
+    """Port of the page and the training API; 0 takes a free one."""
+    inference_port: Port = 9000
+    """Port of `trainbox serve`; 0 takes a free one."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What answers: this process, or a vLLM server that is started with the same model."""
+    during_training: Literal["share", "cpu", "refuse"] = "share"
+    """Where answers are made while a run trains on the same GPU: there too, on the CPU, or not at all."""
+    max_batch: PositiveInt = 32
+    """Requests answered at once."""
+    max_queue: PositiveInt = 256
+    """Requests that may wait; further ones are told to come back."""
+    max_prompt_tokens: PositiveInt = 4096
+    """Longer prompts are refused."""
+    max_output_tokens: PositiveInt = 1024
+    """Longest answer a request may ask for."""
+
+
 class LoggingConfig(Section):
     """The daemon's own log."""
 
@@ -270,6 +300,7 @@ class Config(BaseSettings):
     backup: BackupConfig = BackupConfig()
     ledger: LedgerConfig = LedgerConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+    serving: ServingConfig = ServingConfig()
     logging: LoggingConfig = LoggingConfig()
 
 
@@ -562,6 +593,16 @@ class Paths:
     def held_out(self) -> Path:
         """One file of held-out records for each accepted file, kept for ever."""
         return self.models / "held_out"
+
+    @property
+    def monitor_address(self) -> Path:
+        """Where the monitor listens, written while it does."""
+        return self.base / "status" / "monitor.json"
+
+    @property
+    def inference_address(self) -> Path:
+        """Where the inference server listens, written while it does."""
+        return self.base / "status" / "inference.json"
 
     @property
     def log_file(self) -> Path:

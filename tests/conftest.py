@@ -44,6 +44,10 @@ ANSWERS = {
 }
 
 
+# Daemons of tests that run side by side cannot all have the port of the page; those that want it say so.
+os.environ.setdefault("TRAINBOX_SERVING__MONITOR", "false")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the quick tests first: those of a real model last, those of whole processes before them."""
     whole_processes = (

@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import psutil
 import durable
 from config import Paths
 from monitoring.training_status import Reading, read_status
+from tests.waiting import wait_until
 from training.jobs import Job, JobStore
 from training.versions import VersionStore
 
@@ -39,13 +38,6 @@ QUICK = (
     "disk.min_free_bytes=0",
 )
 LONG: dict[str, Any] = {"steps": 100_000, "step_seconds": 0.01}
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 class Base:

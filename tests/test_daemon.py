@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import durable
-from tests.daemon_base import LONG, ROOT, Base, wait_until
+from tests.daemon_base import LONG, ROOT, Base
+from tests.waiting import wait_until
 from training.versions import VersionStore
 
 

@@ -18,7 +18,8 @@ import filelock
 import pytest
 
 import durable
-from tests.daemon_base import Base, wait_until
+from tests.daemon_base import Base
+from tests.waiting import wait_until
 from training.versions import VersionStore
 
 DAY = 86_400

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon_base import Base, wait_until
+from tests.daemon_base import Base
 from tests.small_disk import SmallDisk, small_disk
+from tests.waiting import wait_until
 
 MIB = 2**20
 NO_BASE = "model.base=./nowhere"  # so that the stub's runs are forecast by their records alone

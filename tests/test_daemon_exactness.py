@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon_base import Base, wait_until
+from tests.daemon_base import Base
 from tests.exactness import learned, told
+from tests.waiting import wait_until
 
 SETTINGS = (
     *("train.lora_dropout=0.1", "train.gradient_accumulation_steps=2", "train.num_train_epochs=8"),

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.daemon_base import LONG, Base, wait_until
+from tests.daemon_base import LONG, Base
 from tests.memory_cgroup import memory_cgroup
+from tests.waiting import wait_until
 
 
 @pytest.fixture

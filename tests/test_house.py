@@ -36,6 +36,7 @@ TORCH_ROOMS = {
     *("monitoring.live_monitor", "monitoring.lora_monitor"),
     *("evaluation.generation", "evaluation.losses", "evaluation.fixed_eval", "serving.inference"),
     "evaluation.short_memory",
+    "evaluation.examination",
 }
 
 

@@ -6,7 +6,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.daemon_base import Base, wait_until
+from tests.daemon_base import Base
+from tests.waiting import wait_until
 
 ANSWER_SECONDS = 2.0
 

@@ -30,7 +30,7 @@ from tests.crash.startup import Startup
 from training import runner
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 """How long a harness waits for what must come, on a machine that does much else besides."""
 _PR_SET_PDEATHSIG = 1
 

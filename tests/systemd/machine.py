@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import durable
 from config import Paths
+from tests.waiting import wait_until
 from training.jobs import Job, JobStore
 
 BOOT = Path(__file__).parent / "own_systemd.sh"
@@ -34,13 +35,6 @@ STUB_DAEMON = CODE / "tests" / "systemd" / "stub_daemon.py"
 USER_ENVIRONMENT = {"HOME": "/home/trainer", "XDG_RUNTIME_DIR": f"/run/user/{TRAINER}"}
 BASE_NAME = """base 100% of $HOME's "files" \\o/"""
 """All that a unit file could take for something else."""
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def what_is_missing() -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.systemd.machine import CODE, PYTHON, SHARED, TRAINER, Unit, wait_until
+from tests.systemd.machine import CODE, PYTHON, SHARED, TRAINER, Unit
+from tests.waiting import wait_until
 
 LONG = {"steps": 100_000, "step_seconds": 0.01}
 QUICKLY = "RestartSec=100ms"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.systemd.machine import SHARED, Unit, wait_until
+from tests.systemd.machine import SHARED, Unit
+from tests.waiting import wait_until
 
 
 def test_a_user_starts_stops_and_goes_on_without_being_root(user_unit: Unit) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from monitoring.events import EventWriter, NoteEvent
+from tests.waiting import wait_until
 from training.daemon_link import DaemonLink, Interrupted
-
-DEADLINE_SECONDS = 10.0
 
 
 @dataclass
@@ -32,13 +31,6 @@ class Line:
             return [json.loads(line) for line in os.read(self.events, 1 << 16).splitlines()]
         except BlockingIOError:
             return []
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.005)
 
 
 @pytest.fixture

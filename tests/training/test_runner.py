@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import durable
 from config import Paths, WorkerConfig
 from monitoring.events import Event, OutcomeEvent, StepEvent, now
+from tests.waiting import wait_until
 from training import runner as runner_module
 from training.jobs import Job, JobStore, Source
 from training.runner import Runner, Wish
@@ -97,13 +98,6 @@ def children_of_others() -> None:
 def children() -> list[psutil.Process]:
     """Return the processes that the running test has started."""
     return [child for child in psutil.Process().children(recursive=True) if child not in _OF_OTHERS]
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_a_job_runs_to_its_outcome_and_every_event_is_heard(bench: Bench) -> None:

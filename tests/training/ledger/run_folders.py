@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,13 +28,6 @@ sys.exit(daemon.run(
 """
 QUICK = ("inbox.settle_seconds=0.1", "inbox.poll_seconds=0.05", "monitoring.status_seconds=0.1")
 MORNING = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 class Folder:

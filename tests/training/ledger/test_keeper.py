@@ -16,7 +16,8 @@ from errors import EnvironmentNotReady
 from monitoring.events import OutcomeEvent
 from monitoring.training_status import read_status
 from tests.training.ledger.postgres import Server
-from tests.training.ledger.run_folders import Folder, plan, step, steps, wait_until
+from tests.training.ledger.run_folders import Folder, plan, step, steps
+from tests.waiting import wait_until
 from training.jobs import Job
 from training.ledger.keeper import LedgerKeeper
 from training.ledger.upkeep import ledger_differences, rebuild_ledger, recorded_jobs

@@ -12,7 +12,8 @@ import pytest
 
 from errors import EnvironmentNotReady, UsageError
 from tests.training.ledger.postgres import Server
-from tests.training.ledger.run_folders import Folder, plan, step, steps, wait_until
+from tests.training.ledger.run_folders import Folder, plan, step, steps
+from tests.waiting import wait_until
 from training.ledger.database import Database, list_jobs, list_metrics
 from training.ledger.upkeep import ledger_differences, read_run, rebuild_ledger, recorded_jobs
 

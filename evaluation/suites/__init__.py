@@ -1,0 +1,1 @@
+"""Benchmark suites: questions with known answers, the same in every release."""

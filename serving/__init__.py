@@ -1,0 +1,1 @@
+"""Everything with a port: the page with the training API, and inference."""
