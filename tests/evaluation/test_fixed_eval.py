@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from evaluation.fixed_eval import Calibration, exact_match
+from evaluation.graders import GraderSpec, grade
+from evaluation.losses import target_log_probs
+
+VOCABULARY = 7
 
 
 def logits_of(confidence: float, rows: int) -> torch.Tensor:
@@ -67,6 +77,47 @@ def test_parts_merge_to_the_whole_and_many_rows_are_taken_in_pieces() -> None:
         members = (confidence >= low / 10) & ((confidence < (low + 1) / 10) | torch.tensor(low == 9))
         by_hand += float(((said == targets).double() - confidence)[members].sum().abs()) / 1000
     assert whole.error == pytest.approx(by_hand, abs=1e-6)
+
+
+class Certain(nn.Module):
+    """A model that is sure of the next token, or of the one after it in the vocabulary."""
+
+    def __init__(self, *, is_right: bool) -> None:
+        super().__init__()
+        self._offset = 0 if is_right else 1
+        self.head = nn.Linear(VOCABULARY, VOCABULARY, bias=False)
+        nn.init.eye_(self.head.weight).data.mul_(1000)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        said = (input_ids.roll(-1, dims=1) + self._offset) % VOCABULARY
+        return SimpleNamespace(logits=self.head(functional.one_hot(said, VOCABULARY).float()))
+
+
+@pytest.mark.parametrize(("is_right", "loss", "error"), [(True, 0.0, 0.0), (False, 1000.0, 1.0)])
+def test_an_oracle_loses_nothing_and_is_calibrated_and_its_opposite_is_neither(
+    is_right: bool, loss: float, error: float
+) -> None:
+    ids = torch.arange(11)[None] % VOCABULARY
+    targets, calibration = ids[0, 1:], Calibration()
+    with torch.no_grad():
+        log_probs = target_log_probs(
+            *(Certain(is_right=is_right), ids, torch.arange(10), targets),
+            on_logits=partial(calibration.add, targets=targets),
+        )
+    assert float(-log_probs.mean()) == pytest.approx(loss)
+    assert (calibration.tokens, calibration.error) == (10, pytest.approx(error))
+
+
+def test_the_expected_answers_match_and_shuffled_ones_do_not() -> None:
+    gold = ["one", "two", "three", "four"]
+    exact = GraderSpec(name="exact")
+    assert (
+        exact_match([grade(exact, text, f"<think>hm</think> {text.upper()}.").correct for text in gold]) == 1
+    )
+    assert exact_match([grade(exact, *pair).correct for pair in zip(gold, gold[::-1], strict=True)]) == 0
 
 
 @pytest.mark.parametrize(
