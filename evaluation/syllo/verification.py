@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from evaluation.answer_text import without_thoughts
 from evaluation.syllo.puzzle import INVENTORY_KEYS, Puzzle, left_over, read_prompt
 from evaluation.syllo.words import all_words
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _STARTS = 16
 """Opening braces tried, so that a reply of nothing else takes no time."""
@@ -101,7 +101,7 @@ def _puzzle(source: Puzzle | str | Mapping[str, Any]) -> Puzzle:
 
 def _bare(reply: str) -> tuple[str, bool, bool]:
     """Return a reply without thoughts and fences, and whether it had any."""
-    text = _THOUGHT.sub("", reply)
+    text = without_thoughts(reply)
     bare = _FENCE.sub(lambda fenced: fenced[1], text)
     return bare.strip(), text != reply, bare != text
 
