@@ -20,6 +20,8 @@ _PUZZLES: dict[str, Level] = {f"syllo_{level}_100": level for level in ("easy", 
 _PUZZLE_COUNT = 100
 _PUZZLE_SEED = 1
 _SUFFIX = ".jsonl"
+DEFAULT_SUITES = tuple(_TITLES)
+"""Quick ones: a minute or two for a small model on a CPU."""
 
 
 def suite_names() -> tuple[str, ...]:
