@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import orjson
@@ -15,10 +16,10 @@ import durable
 from cli.terminal import HERE, AsJson, Base, Settings, complaints, console, open_base
 
 if TYPE_CHECKING:
+    from evaluation.lm_eval_tasks import TaskScore
     from evaluation.suites.scores import Score
     from training.suite_runs import SuiteRun
 
-LM_EVAL = "lm-eval:"
 Suites = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,14 +45,16 @@ def bench(
     again. It may be used while the daemon trains: both then share the device and its memory, and both
     are slower.
     """
+    from evaluation.lm_eval_tasks import task_of
     from evaluation.suites import DEFAULT_SUITES, load_suite
     from training.ledger.evaluations import record_evaluations
-    from training.suite_runs import Contestant, run_suite
+    from training.suite_runs import Contestant, run_suite, run_task
 
     paths, config = open_base(base, settings)
     paths.create()
     names = suites or list(DEFAULT_SUITES)
-    ours = [load_suite(name) for name in names if not name.startswith(LM_EVAL)]
+    tasks = [task for name in names if (task := task_of(name)) is not None]
+    ours = [load_suite(name) for name in names if task_of(name) is None]
     contestant = Contestant(paths, config, model)
     runs: list[SuiteRun] = []
     with _progress() as progress:
@@ -62,10 +65,21 @@ def bench(
                 progress.update(bar, completed=done, total=total)  # type: ignore[arg-type]
 
             runs.append(run_suite(paths, config, contestant, suite, limit=limit, on_progress=show))
+    found = [run_task(paths, config, contestant, task, limit=limit) for task in tasks]
     trouble = record_evaluations(paths, config) if runs else None
     if trouble is not None:
         complaints.print(f"The ledger will take the results in later: {trouble}", markup=False)
-    _show(runs, as_json=as_json)
+    if as_json:
+        document = {
+            "runs": [_run_document(run) for run in runs],
+            "tasks": [{"file": str(file), "scores": [asdict(one) for one in some]} for file, some in found],
+        }
+        sys.stdout.buffer.write(durable.to_json(document))
+        return
+    for run in runs:
+        _show_run(run)
+    if found:
+        _show_tasks(contestant.name, [score for _, some in found for score in some])
 
 
 def syllo(
@@ -97,41 +111,49 @@ def _progress() -> Progress:
     )
 
 
-def _show(runs: list[SuiteRun], *, as_json: bool) -> None:
-    if as_json:
-        document = [
-            {
-                "suite": run.suite.name,
-                "suite_sha256": run.suite.sha256,
-                "model": run.model,
-                "items": len(run.suite.items),
-                "answered": len(run.results),
-                "file": str(run.file),
-                "scores": [_score_document(score) for score in run.scores],
-            }
-            for run in runs
-        ]
-        sys.stdout.buffer.write(durable.to_json({"runs": document}))
-        return
-    for run in runs:
-        table = Table(
-            "level", "items", "right", "accuracy", "95 % interval", "mean score", "form kept", "cut off"
+def _show_run(run: SuiteRun) -> None:
+    table = Table("level", "items", "right", "%", "95 % interval", "mean score", "form %", "cut off")
+    for score in run.scores:
+        low, high = score.interval
+        table.add_row(
+            Text("all" if score.is_overall else score.level or "-"),
+            str(score.items),
+            str(score.correct),
+            _percent(score.accuracy),
+            f"{_percent(low)} – {_percent(high)}",
+            f"{score.mean_score:.3f}",
+            _percent(score.format_rate),
+            str(score.cut_off),
         )
-        for score in run.scores:
-            low, high = score.interval
-            table.add_row(
-                Text("all" if score.is_overall else score.level or "-"),
-                str(score.items),
-                str(score.correct),
-                _percent(score.accuracy),
-                f"{_percent(low)} – {_percent(high)}",
-                f"{score.mean_score:.3f}",
-                _percent(score.format_rate),
-                str(score.cut_off),
-            )
-        part = "" if len(run.results) == len(run.suite.items) else f", {len(run.results)} of its items"
-        console.print(Text(f"{run.suite.name} by {run.model}{part}: {run.suite.title}"))
-        console.print(table)
+    part = "" if len(run.results) == len(run.suite.items) else f", {len(run.results)} of its items"
+    console.print(Text(f"{run.suite.name} by {run.model}{part}: {run.suite.title}"))
+    console.print(table)
+
+
+def _show_tasks(model: str, found: list[TaskScore]) -> None:
+    table = Table("task", "metric", "value", "standard error", "samples")
+    for score in found:
+        table.add_row(
+            Text(score.task),
+            Text(score.metric),
+            f"{score.value:.4f}",
+            "-" if score.standard_error is None else f"{score.standard_error:.4f}",
+            "-" if score.samples is None else str(score.samples),
+        )
+    console.print(Text(f"Tasks of lm-eval by {model}"))
+    console.print(table)
+
+
+def _run_document(run: SuiteRun) -> dict[str, object]:
+    return {
+        "suite": run.suite.name,
+        "suite_sha256": run.suite.sha256,
+        "model": run.model,
+        "items": len(run.suite.items),
+        "answered": len(run.results),
+        "file": str(run.file),
+        "scores": [_score_document(score) for score in run.scores],
+    }
 
 
 def _score_document(score: Score) -> dict[str, object]:

@@ -105,6 +105,11 @@ def load_answering(paths: Paths, config: Config, which: str) -> Any:
         return PeftModel.from_pretrained(model, str(version.folder))
 
 
+def load_tokenizer(paths: Paths, config: Config, which: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a version's base, or of the ``base`` model, for programs that want their own."""
+    return AutoTokenizer.from_pretrained(_version_and_base(paths, config, which)[1])
+
+
 def _version_and_base(paths: Paths, config: Config, which: str) -> tuple[Version | None, Path]:
     version = None if which == "base" else VersionStore(paths).get(which)
     return version, base_under(paths, config.model, None if version is None else version.facts)

@@ -51,8 +51,12 @@ class SuiteHeader(BaseModel):
 
     @property
     def file_name(self) -> str:
-        safe = re.sub(r"[^\w.-]+", "_", self.suite)[:80]
-        return f"{safe}-{self.identity[:12]}.jsonl"
+        return f"{safe_name(self.suite)}-{self.identity[:12]}.jsonl"
+
+
+def safe_name(name: str) -> str:
+    """Return a name with which a file's may begin."""
+    return re.sub(r"[^\w.-]+", "_", name)[:80]
 
 
 @dataclass(frozen=True)

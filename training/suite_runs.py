@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import durable
 from chat_template import ChatTemplate
 from config import Config, Paths
 from evaluation.items import Item, ItemResult
+from evaluation.lm_eval_tasks import TaskScore, run_lm_eval
 from evaluation.suites import Suite
 from evaluation.suites.scores import Score, scores
 from training.base_model import base_sha256
 from training.full_models import base_under
-from training.suite_records import RecordKeeper, SuiteHeader
+from training.suite_records import RecordKeeper, SuiteHeader, safe_name
 from training.versions import VersionStore
 
 if TYPE_CHECKING:  # torch is loaded when a model is
@@ -43,14 +45,17 @@ class Contestant:
     def template(self) -> ChatTemplate:
         return ChatTemplate.load(self._base, self._config.model.chat_template_kwargs)
 
+    @property
+    def reference(self) -> str:
+        """What it is called on the command line."""
+        return "base" if self._version is None else self._version.name
+
     @cached_property
     def model(self) -> Any:
         """The base with the version's adapter, on the device that answers."""
         from training.model import load_answering
 
-        return load_answering(
-            self._paths, self._config, "base" if self._version is None else self._version.name
-        )
+        return load_answering(self._paths, self._config, self.reference)
 
     def examiner(self, max_new_tokens: int) -> Examiner:
         """Return who asks it, with answers of a limited length."""
@@ -132,6 +137,22 @@ def run_suite(
         answered=len(missing),
         seconds=time.monotonic() - began_at,
     )
+
+
+def run_task(
+    paths: Paths, config: Config, contestant: Contestant, task: str, *, limit: int | None = None
+) -> tuple[Path, list[TaskScore]]:
+    """Put a task of lm-eval to a model; return its numbers, and the file that keeps them."""
+    from training.model import load_tokenizer
+
+    tokenizer = load_tokenizer(paths, config, contestant.reference)
+    batch_size = config.evaluation.per_device_eval_batch_size
+    found = run_lm_eval(contestant.model, tokenizer, [task], batch_size=batch_size, limit=limit)
+    file = paths.evaluations / contestant.name / f"lm-eval-{safe_name(Path(task).stem)}.json"
+    durable.make_folder(file.parent)
+    facts = {"schema_version": 1, "model": contestant.name, "task": task, "limit": limit}
+    durable.write_json(file, {**facts, "scores": [asdict(score) for score in found]})
+    return file, found
 
 
 def spread(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
