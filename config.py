@@ -154,6 +154,8 @@ class EvaluationConfig(Section):
     """Longest generated answer."""
     max_generation_seconds: PositiveFloat = 60.0
     """Wall-clock limit of one batch of answers."""
+    suite_max_new_tokens: PositiveInt = 768
+    """Longest answer to an item of a suite; twice the expected one is the limit where that is less."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Held-out prompts answered at each evaluation and shown live."""
     fixed_eval_prompts: Annotated[int, Field(ge=0)] = 24
@@ -595,6 +597,11 @@ class Paths:
     def held_out(self) -> Path:
         """One file of held-out records for each accepted file, kept for ever."""
         return self.models / "held_out"
+
+    @property
+    def evaluations(self) -> Path:
+        """The answers of models to suites, a folder for each model."""
+        return self.models / "evaluations"
 
     @property
     def monitor_address(self) -> Path:
