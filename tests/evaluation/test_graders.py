@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import time
 
+import orjson
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from errors import RecordRefused
-from evaluation.graders import REGEX_SECONDS, GraderSpec, check_oracle, choose, grade, spec_of, token_f1
+from evaluation.graders import (
+    REGEX_SECONDS,
+    Grade,
+    GraderSpec,
+    check_oracle,
+    choose,
+    grade,
+    spec_of,
+    token_f1,
+)
+from evaluation.syllo.generating import Level, make_puzzles
+from evaluation.syllo.wording import answer_of, prompt_of
 
 ANY_TEXT = st.text(max_size=200) | st.text('0123456789.,%-+eE<think>/`{}[]":ABC \n', max_size=80)
 QUESTION = "Which is it?\nA) red\nB) blue\nC) as green as grass"
@@ -169,3 +181,53 @@ def test_a_grader_by_which_the_expected_answer_is_wrong_is_refused() -> None:
         check_oracle(GraderSpec(name="number"), "plenty")
     with pytest.raises(RecordRefused, match="wrong by the grader 'regex'"):
         check_oracle(GraderSpec(name="regex", pattern="^x"), "plenty")
+
+
+@pytest.mark.parametrize("level", ["easy", "medium", "hard"])
+def test_a_puzzle_is_judged_by_its_words_in_any_order_of_keys_and_tiles(level: Level) -> None:
+    (puzzle,) = make_puzzles(1, level, seed=1)
+    gold, question = answer_of(puzzle), prompt_of(puzzle)
+    chosen, _ = choose([gold])
+    assert chosen == GraderSpec(name="syllo")
+    other_way_round = orjson.loads(gold)
+    other_way_round["inventory_check"]["unused_tiles"].reverse()
+    for answer in (gold, f"<think>hm</think>```json\n{gold}\n```", orjson.dumps(other_way_round).decode()):
+        assert grade(chosen, gold, answer, question) == Grade(correct=True, score=1.0)
+    one_word_wrong = orjson.loads(gold)
+    one_word_wrong["solutions"][0] |= {"answer": "WRONG", "syllables": ["wrong"]}
+    partly = grade(chosen, gold, orjson.dumps(one_word_wrong).decode(), question)
+    assert not partly.correct
+    assert partly.score == pytest.approx(1 - 1 / len(puzzle.words))
+    assert grade(chosen, gold, "I do not know.", question) == Grade(correct=False, score=0.0)
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.integers(-3, 3) | st.text("ab\u0000", max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "solutions",
+                        "inventory_check",
+                        "usage",
+                        "answer",
+                        "syllables",
+                        "ans_num",
+                        "unused_tiles",
+                    ]
+                ),
+                inner,
+            )
+        ),
+        max_leaves=12,
+    ),
+    answer=ANY_TEXT,
+)
+def test_what_only_looks_like_a_puzzle_is_judged_all_the_same(value: object, answer: str) -> None:
+    gold = orjson.dumps({"solutions": value, "inventory_check": value}).decode()
+    chosen, _ = choose([gold])
+    check_oracle(chosen, gold)
+    assert 0 <= grade(chosen, gold, answer).score <= 1
+    assert 0 <= grade(chosen, answer, gold).score <= 1
