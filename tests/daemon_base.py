@@ -16,7 +16,7 @@ import psutil
 import durable
 from config import Paths
 from monitoring.training_status import Reading, read_status
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.jobs import Job, JobStore
 from training.versions import VersionStore
 
@@ -65,7 +65,7 @@ class Base:
         self.started.append(process)
         return process
 
-    def run(self, *overrides: str, seconds: float = 60.0) -> str:
+    def run(self, *overrides: str, seconds: float = 2 * PATIENCE_SECONDS) -> str:
         """Run a daemon until it is idle and return its log."""
         process = self.start(*overrides, until_idle=True)
         _, log = process.communicate(timeout=seconds)
@@ -77,7 +77,7 @@ class Base:
         process.send_signal(number)
         return self.ended(process)
 
-    def ended(self, process: subprocess.Popen[bytes], seconds: float = 30.0) -> str:
+    def ended(self, process: subprocess.Popen[bytes], seconds: float = PATIENCE_SECONDS) -> str:
         _, log = process.communicate(timeout=seconds)
         assert process.returncode == 0, log.decode()
         return log.decode()
