@@ -2,8 +2,8 @@
 
     python -m benchmarks.monitoring [--json] [--model FOLDER] [--rounds 6]
 
-Both runs take turns of a few optimizer steps in one process, over the same records in the same order, and
-each begins every other round. The ratio is that of the medians of their seconds a token; a turn holds one sampled
+Both runs take turns of a few optimizer steps in one process, over the same records in the same order; each
+begins every other round. The ratio is that of the medians of their seconds a token; a turn holds one sampled
 step.
 """
 

@@ -43,6 +43,9 @@ LONG: dict[str, Any] = {"steps": 100_000, "step_seconds": 0.01}
 class Base:
     """A base folder, and the daemons that a test starts on it; `worker` is what Python is told to run."""
 
+    launcher: tuple[str, ...] = ()
+    """What the daemon is started by, where not directly."""
+
     def __init__(self, folder: Path, worker: str = str(STUB)) -> None:
         self.worker = worker
         self.paths = Paths(folder)
@@ -58,7 +61,7 @@ class Base:
     def start(self, *overrides: str, until_idle: bool = False, **environment: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", LAUNCH, str(self.paths.base), self.worker, str(int(until_idle))]
         process = subprocess.Popen(
-            [*command, *QUICK, *overrides],
+            [*self.launcher, *command, *QUICK, *overrides],
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stderr=subprocess.PIPE,
         )
