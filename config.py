@@ -143,6 +143,8 @@ class TrainConfig(Section):
     """DPO's beta or ORPO's lambda."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the worker; 0 leaves the choice to torch."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []
+    """Who else is told the numbers of a run; its library must be installed."""
 
 
 class EvaluationConfig(Section):
@@ -476,6 +478,11 @@ class RunPaths:
         """Folder of the answers to the same held-out prompts, as the run goes on."""
         return self.folder / "evolution"
 
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files, where `train.report_to` names it."""
+        return self.folder / "tensorboard"
+
     def checkpoint(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
 
@@ -620,6 +627,16 @@ class Paths:
     @property
     def run_logs(self) -> Path:
         return self.base / "logs" / "runs"
+
+    @property
+    def trackio(self) -> Path:
+        """Folder of Trackio's store of all runs, where `train.report_to` names it."""
+        return self.base / "logs" / "trackio"
+
+    @property
+    def mlflow(self) -> Path:
+        """MLflow's SQLite store of all runs, where `train.report_to` names it."""
+        return self.base / "logs" / "mlflow.db"
 
     def control(self, command: str) -> Path:
         """The control file of a command, for instance ``.pause``."""

@@ -47,6 +47,7 @@ from training.job_queue import JobQueue, advanced, begun, changed, concluded, en
 from training.jobs import Job, JobStore
 from training.ledger.keeper import LedgerKeeper
 from training.reception import SHOWN_NAMES, Reception
+from training.reporting import require_reporters
 from training.run_logs import drop_old_logs
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
@@ -475,6 +476,7 @@ def run(
     if not base.is_dir():
         raise UsageError(f"{base}: found no such folder, expected a base folder; make it first")
     config = load_config(base, overrides)
+    require_reporters(config.train.report_to)
     paths = Paths(base.resolve())
     paths.create()
     with only_daemon(paths):

@@ -242,21 +242,25 @@ def train_with_trl(setting: Setting, contestant: Contestant) -> None:
 def measure(setting: Setting, rounds: int, steps: int) -> dict[str, list[float]]:
     """Let the contestants take turns; return for each the useful tokens a second of every round."""
     ways = {"run": train_run, "bare": train_bare, "trl_defaults": train_with_trl}
-    return take_turns(
-        [Contestant(name, partial(way, setting), steps) for name, way in ways.items()],
-        rounds,
-    )
+    contestants = [Contestant(name, partial(way, setting), steps) for name, way in ways.items()]
+    return take_turns(contestants, rounds, leader=contestants[0])
 
 
-def take_turns(contestants: list[Contestant], rounds: int) -> dict[str, list[float]]:
-    """Let the contestants take turns; return for each the useful tokens a second of every round."""
+def take_turns(
+    contestants: list[Contestant], rounds: int, *, leader: Contestant | None = None
+) -> dict[str, list[float]]:
+    """Let the contestants take turns; return for each the useful tokens a second of every round.
+
+    The order turns round from round to round, so that no one always follows the same other; a `leader`, whose
+    batches the others need, begins every round.
+    """
     rates: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for contestant in contestants:
         contestant.start()
-    run, *others = contestants
+    others = [contestant for contestant in contestants if contestant is not leader]
     for number in range(rounds):
-        # The order changes, so that no one always follows the same other.
-        for contestant in (run, *(others if number % 2 else reversed(others))):
+        first = [] if leader is None else [leader]
+        for contestant in (*first, *(others if number % 2 else reversed(others))):
             tokens, seconds = contestant.take_turn()
             rates[contestant.name].append(tokens / seconds)
     for contestant in contestants:

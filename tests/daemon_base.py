@@ -16,7 +16,7 @@ import psutil
 import durable
 from config import Paths
 from monitoring.training_status import Reading, read_status
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.jobs import Job, JobStore
 from training.versions import VersionStore
 
@@ -43,6 +43,9 @@ LONG: dict[str, Any] = {"steps": 100_000, "step_seconds": 0.01}
 class Base:
     """A base folder, and the daemons that a test starts on it; `worker` is what Python is told to run."""
 
+    launcher: tuple[str, ...] = ()
+    """What the daemon is started by, where not directly."""
+
     def __init__(self, folder: Path, worker: str = str(STUB)) -> None:
         self.worker = worker
         self.paths = Paths(folder)
@@ -58,14 +61,14 @@ class Base:
     def start(self, *overrides: str, until_idle: bool = False, **environment: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", LAUNCH, str(self.paths.base), self.worker, str(int(until_idle))]
         process = subprocess.Popen(
-            [*command, *QUICK, *overrides],
+            [*self.launcher, *command, *QUICK, *overrides],
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stderr=subprocess.PIPE,
         )
         self.started.append(process)
         return process
 
-    def run(self, *overrides: str, seconds: float = 60.0) -> str:
+    def run(self, *overrides: str, seconds: float = 2 * PATIENCE_SECONDS) -> str:
         """Run a daemon until it is idle and return its log."""
         process = self.start(*overrides, until_idle=True)
         _, log = process.communicate(timeout=seconds)
@@ -77,7 +80,7 @@ class Base:
         process.send_signal(number)
         return self.ended(process)
 
-    def ended(self, process: subprocess.Popen[bytes], seconds: float = 30.0) -> str:
+    def ended(self, process: subprocess.Popen[bytes], seconds: float = PATIENCE_SECONDS) -> str:
         _, log = process.communicate(timeout=seconds)
         assert process.returncode == 0, log.decode()
         return log.decode()

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+import cli
 from config import Paths, load_config
 from monitoring.daemon_lock import only_daemon
-from tests.waiting import wait_until
+from monitoring.training_status import read_status
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.ledger.upkeep import ledger_differences
 from training.versions import VersionStore
 
@@ -72,12 +74,12 @@ def running_daemon(base: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run the daemon for the length of a test."""
     daemon = subprocess.Popen([sys.executable, "-m", "cli", "run", "--base", str(base)], cwd=ROOT)
     try:
-        wait_until(lambda: trainbox(base, "status", "--json").returncode == 0)
+        wait_until(lambda: read_status(Paths(base)) is not None)
         yield daemon
     finally:
         if daemon.poll() is None:
             daemon.send_signal(signal.SIGTERM)
-        daemon.wait(timeout=60)
+        daemon.wait(timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -133,19 +135,30 @@ def test_an_unknown_version_is_a_usage_error_that_names_the_known_ones(lineage: 
     assert "v0001, v0002" in refused.stderr
 
 
-def test_generate_asks_current_a_version_or_the_base(lineage: Path) -> None:
-    def answer(model: str) -> str:
+def test_generate_asks_current_a_version_or_the_base(
+    lineage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def words(model: str) -> list[str]:
         asked = ("--prompt", "ticket 1: the red printer", "--model", model, "--max-new-tokens", "12")
-        finished = trainbox(lineage, "generate", *asked)
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
+        return ["generate", "--base", str(lineage), *asked]
+
+    def answer(model: str) -> str:
+        """Return what the command prints, in this process, where torch is loaded already."""
+        monkeypatch.setattr(sys, "argv", ["trainbox", *words(model)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
 
     version = Path(os.readlink(Paths(lineage).current)).name
     assert answer("current") == answer(version) != answer("base")
-
-
-def test_generate_refuses_an_unknown_version(lineage: Path) -> None:
-    assert trainbox(lineage, "generate", "--prompt", "x", "--model", "v0099").returncode == 2
+    with pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "argv", ["trainbox", *words("v0099")])
+        cli.main()
+    assert ended.value.code == 2
+    assert "v0099" in capsys.readouterr().err
+    finished = trainbox(lineage, *words("current")[:1], *words("current")[3:])
+    assert (finished.returncode, finished.stdout) == (0, answer("current")), finished.stderr
 
 
 def test_status_tells_what_was_done_and_that_nobody_runs(lineage: Path) -> None:
@@ -231,10 +244,10 @@ def test_commands_are_acknowledged_by_a_daemon(tmp_path: Path, tiny_model: Path)
         assert json.loads(trainbox(base, "status", "--json").stdout)["state"] == "paused"
         assert "running" in trainbox(base, "status").stdout
         assert trainbox(base, "resume").stdout.startswith("resume: ")
-        wait_until(lambda: json.loads(trainbox(base, "status", "--json").stdout)["state"] == "idle")
+        wait_until(lambda: (reading := read_status(Paths(base))) and reading.status.state == "idle")
         assert "nothing to skip" in trainbox(base, "skip").stdout
         assert trainbox(base, "stop").stdout.startswith("stop: ")
-        assert daemon.wait(timeout=30) == 0
+        assert daemon.wait(timeout=PATIENCE_SECONDS) == 0
 
 
 def test_watching_the_status_shows_it_again_and_again(lineage: Path) -> None:
@@ -247,7 +260,7 @@ def test_watching_the_status_shows_it_again_and_again(lineage: Path) -> None:
         assert ["not running" in line for line in itertools.islice(shown, 2)] == [True, True]
     finally:
         watching.terminate()
-        watching.communicate(timeout=30)
+        watching.communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_ledger_lists_the_jobs_with_what_became_of_them(lineage: Path) -> None:

@@ -178,8 +178,8 @@ def test_a_crash_is_shown_in_the_status(base: Base) -> None:
 
 def test_a_worker_that_hangs_is_killed_and_the_job_resumed(base: Base) -> None:
     base.drop(steps=5, hang_at=3)
-    log = base.run("worker.hang_seconds=3")
-    assert "said nothing for 3 s" in log
+    log = base.run("worker.hang_seconds=6")
+    assert "said nothing for 6 s" in log
     assert base.job().outcome == "completed"
 
 
@@ -368,28 +368,24 @@ def test_a_signal_in_training_saves_and_the_next_start_goes_on_from_the_exact_st
 def test_a_daemon_without_a_job_ends_at_once(base: Base, is_paused: bool, by_file: bool) -> None:
     if is_paused:
         base.command("pause")
-    daemon = base.start("inbox.poll_seconds=60")
+    daemon = base.start("inbox.poll_seconds=3600")  # what is not seen at once is never seen
     wait_until(lambda: base.is_in("paused" if is_paused else "idle"))
-    started_at = time.monotonic()
     if by_file:
         base.command("stop")
     else:
         daemon.send_signal(signal.SIGTERM)
     base.ended(daemon)
-    assert time.monotonic() - started_at < 5
     assert base.acknowledged("stop")
     assert base.paths.control("pause").exists() == is_paused
 
 
 def test_a_second_signal_means_now(base: Base) -> None:
     base.drop(**LONG, is_deaf=True)
-    daemon = base.start()
+    daemon = base.start("worker.stop_grace_seconds=3600")
     wait_until(lambda: base.is_at_step(3))
     daemon.send_signal(signal.SIGTERM)
     wait_until(lambda: base.status.status == "stopping")
-    started_at = time.monotonic()
     base.end(daemon)
-    assert time.monotonic() - started_at < 10
     assert base.workers() == []
     assert base.job().state == "queued"
 
@@ -500,7 +496,7 @@ def test_the_clock_alone_finds_a_file_within_poll_seconds(base: Base) -> None:
     daemon = base.start("inbox.poll_seconds=0.2", "inbox.settle_seconds=0")
     wait_until(lambda: base.is_in("idle") and "a.jsonl" in base.status.queue.left_in_place)
     twin.unlink()  # now the file is good, and no event of the inbox tells so
-    wait_until(lambda: base.files("done") == {"a.jsonl"}, seconds=10)
+    wait_until(lambda: base.files("done") == {"a.jsonl"})
     base.end(daemon)
 
 

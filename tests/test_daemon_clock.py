@@ -147,15 +147,15 @@ def test_jumps_while_resting_training_or_publishing_change_nothing_that_matters(
 
 def test_a_hang_is_noticed_whatever_the_wall_clock_does_and_by_nothing_else(base: ShiftedBase) -> None:
     base.drop(steps=5, hang_at=3)
-    daemon = base.start("worker.hang_seconds=3")
+    daemon = base.start("worker.hang_seconds=6")
     wait_until(lambda: base.is_at_step(2))
     stuck_at = time.monotonic()
     for jump in JUMPS.values():
         base.jump(jump)
         wait_until(lambda jump=jump: abs(base.seen_shift() - jump) < 3)  # type: ignore[misc]
     wait_until(lambda: base.files("done") == {"a.jsonl"})
-    assert time.monotonic() - stuck_at > 2.5
-    assert "said nothing for 3 s" in base.end(daemon)
+    assert time.monotonic() - stuck_at > 2
+    assert "said nothing for 6 s" in base.end(daemon)
     attempts = base.paths.run(base.job().job_id).folder / "stub_attempts"
     assert len(attempts.read_bytes().splitlines()) == 2
 

@@ -39,13 +39,13 @@ def test_kills_of_daemon_and_worker_and_a_pause_leave_no_trace_in_what_is_learne
     settings = (*SETTINGS, f"model.base={workshop.model}")
     drop(base, "pairs.jsonl", records)
     daemon = base.start(*settings)
-    wait_until(lambda: base.is_at_step(7), seconds=120)
+    wait_until(lambda: base.is_at_step(7))
     daemon.send_signal(signal.SIGKILL)
     daemon.communicate()
     wait_until(lambda: base.workers() == [])
 
     daemon = base.start(*settings)
-    wait_until(lambda: base.is_at_step(14), seconds=120)
+    wait_until(lambda: base.is_at_step(14))
     for process in base.workers():
         process.send_signal(signal.SIGKILL)
     daemon.send_signal(signal.SIGKILL)
@@ -53,11 +53,11 @@ def test_kills_of_daemon_and_worker_and_a_pause_leave_no_trace_in_what_is_learne
     assert base.job().outcome is None
 
     daemon = base.start(*settings)
-    wait_until(lambda: base.is_at_step(20), seconds=120)
+    wait_until(lambda: base.is_at_step(20))
     base.command("pause")
-    wait_until(lambda: base.is_in("paused") and base.acknowledged("pause"), seconds=60)
+    wait_until(lambda: base.is_in("paused") and base.acknowledged("pause"))
     base.command("resume")
-    wait_until(lambda: base.files("done") == {"pairs.jsonl"}, seconds=120)
+    wait_until(lambda: base.files("done") == {"pairs.jsonl"})
     base.end(daemon)
 
     assert learned(base.paths, "v0001") == learned(workshop.paths, "v0001")

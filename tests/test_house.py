@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def test_no_module_is_named_after_nothing() -> None:
     assert [name for name, _ in source_files() if vague & set(name.split("."))] == []
 
 
-def test_config_yaml_lists_every_key_with_its_default() -> None:
+def test_config_yaml_lists_every_key_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRAINBOX_SERVING__MONITOR")  # which is set for all other tests
     document = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     assert Config.model_validate(document) == Config()
     assert {f"{section}.{key}" for section, keys in document.items() for key in keys} == set(config_keys())
@@ -102,17 +104,28 @@ def test_config_yaml_comments_every_key() -> None:
     assert [line for line in lines if re.match(r"\s+\w+:", line) and "#" not in line] == []
 
 
-@pytest.mark.parametrize("key", list(config_keys()))
-def test_every_key_has_a_test_that_it_changes_something(key: str) -> None:
-    named = {
+@cache
+def nodes_of_tests() -> tuple[ast.AST, ...]:
+    """Return every node of every test module, parsed once."""
+    paths = (ROOT / "tests").rglob("test_*.py")
+    return tuple(node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def keys_with_a_test() -> frozenset[object]:
+    """Return what the tests name in their mark ``config_key``."""
+    return frozenset(
         constant.value
-        for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of_tests()
         if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "config_key"
         for constant in ast.walk(node)
         if isinstance(constant, ast.Constant)
-    }
-    assert key in named
+    )
+
+
+@pytest.mark.parametrize("key", list(config_keys()))
+def test_every_key_has_a_test_that_it_changes_something(key: str) -> None:
+    assert key in keys_with_a_test()
 
 
 def command_names(app: typer.Typer) -> Iterator[str]:
@@ -155,11 +168,6 @@ def test_nothing_of_a_run_is_tracked_by_git() -> None:
 def test_every_promise_names_tests_that_exist() -> None:
     text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
     promised = set(re.findall(r"`(test_\w+)`", text))
-    defined = {
-        node.name
-        for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef)
-    }
+    defined = {node.name for node in nodes_of_tests() if isinstance(node, ast.FunctionDef)}
     assert promised
     assert promised - defined == set()

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from config import Paths
+from tests.waiting import PATIENCE_SECONDS
 from training.jobs import JobStore
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +129,11 @@ def jq(life: Life) -> Callable[..., str]:
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
-            ["jq", *arguments, str(status)], capture_output=True, text=True, check=False, timeout=30
+            ["jq", *arguments, str(status)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_SECONDS,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

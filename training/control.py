@@ -90,17 +90,22 @@ class Control:
         return True
 
     def _read(self, command: Command) -> Request | None:
-        """Return the command if its file is there; anything but a plain file is reported once and ignored."""
+        """Return the command if its file is there.
+
+        Anything but a plain file of the daemon's user, of the base folder's owner or of root is reported once
+        and ignored.
+        """
         path = self._paths.control(command)
         try:
-            mode = path.lstat().st_mode
+            found = path.lstat()
         except FileNotFoundError:
             self._reported.discard(command)
             return None
-        if not stat.S_ISREG(mode):
-            if command not in self._reported:
-                logger.warning("Ignored %s: it is not a plain file; remove it and `touch` it", path)
-                self._reported.add(command)
+        if not stat.S_ISREG(found.st_mode):
+            self._ignore(command, "it is not a plain file; remove it and `touch` it")
+            return None
+        if found.st_uid not in (0, os.geteuid(), path.parent.stat().st_uid):
+            self._ignore(command, f"it belongs to user {found.st_uid}, to whom the base folder does not")
             return None
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -115,3 +120,8 @@ class Control:
         finally:
             os.close(descriptor)
         return Request(command, text or None, now())
+
+    def _ignore(self, command: Command, reason: str) -> None:
+        if command not in self._reported:
+            logger.warning("Ignored %s: %s", self._paths.control(command), reason)
+            self._reported.add(command)

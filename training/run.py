@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
+
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths, RunPaths, load_config
@@ -41,6 +43,7 @@ from training.model import (
 )
 from training.promotion import decide
 from training.publication import TRAINING_STATE, Publication, Result, published_event
+from training.reporting import introduce_run, require_reporters
 from training.throughput import last_throughput
 from training.trainer import PlannedTrainer, build_trainer
 from training.versions import Version, VersionStore
@@ -83,6 +86,7 @@ class Run:
         )
 
     def _make_version(self) -> Version:
+        require_reporters(self._config.train.report_to)
         set_threads(self._config.train)
         start = self._start()
         parent = self._parent(start)
@@ -228,6 +232,7 @@ class Run:
             model_version="base" if parent is None else parent.name,
         )
         callback = RunCallback(self._folder, self._config, learner.precision, self._link, evolution)
+        introduce_run(self._paths, self._folder, self._config.train.report_to, is_offline=HF_HUB_OFFLINE)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
         memory = self._memory(learner, rows, held_out)
 

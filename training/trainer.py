@@ -49,6 +49,7 @@ from training.optimization import (
     survive_short_memory,
     write_parameter_names,
 )
+from training.reporting import PROJECT
 
 logger = logging.getLogger(__name__)
 
@@ -478,7 +479,9 @@ def _arguments(learner: Learner, folder: Path, config: Config) -> dict[str, Any]
         # `RunCallback` says when to evaluate and when to save.
         "eval_strategy": "no",
         "save_strategy": "no",
-        "report_to": "none",
+        "report_to": train.report_to,
+        "run_name": folder.name,
+        "project": PROJECT,
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,

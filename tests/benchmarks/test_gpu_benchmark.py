@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3ForCausalLM
 
 from benchmarks.contenders import Work
-from benchmarks.gpu import CONTENDERS, to_tables
+from benchmarks.gpu import CONTENDERS, main, to_tables
 from benchmarks.gpu_checks import Ending, compare, packed_logits, recover_from_shortage, too_large
 from benchmarks.shapes import (
     LARGE,
@@ -51,10 +51,12 @@ def run_benchmark(*arguments: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def test_without_a_cuda_device_it_says_so_in_one_line_and_exits_with_2() -> None:
-    finished = run_benchmark("--json")
-    assert finished.returncode == 2
-    assert (finished.stdout, finished.stderr) == ("", "no CUDA device: nothing measured\n")
+def test_without_a_cuda_device_it_says_so_in_one_line_and_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--json"]) == 2
+    assert capsys.readouterr() == ("", "no CUDA device: nothing measured\n")
 
 
 def test_the_toy_run_fills_every_row(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ DISK = "disk"
 """The one file."""
 _HEADER = struct.Struct("<cQI")
 """Kind, offset on the disk, bytes that follow."""
-_START_SECONDS = 20.0
+_START_SECONDS = 120.0
 
 
 class BlockLog(mfusepy.Operations):  # type: ignore[misc]

@@ -23,7 +23,7 @@ CALLS = (
 """System calls that change files, or what is known to be on the disk."""
 THREAD = "daemon-thread"
 """The daemon's threads, which write down what workers print, and keep the ledger."""
-ATTACH_SECONDS = 30.0
+ATTACH_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ SYSTEMD = Path("/lib/systemd/systemd")
 TOOLS = ("unshare", "nsenter", "setpriv", "pivot_root", "systemctl", "systemd-run")
 TRAINER = 4711
 """User and group that own the base folders inside."""
-BOOT_SECONDS = 20.0
+BOOT_SECONDS = 120.0
 
 CODE = Path("/opt/trainbox")
 VENV = Path("/opt/venv")

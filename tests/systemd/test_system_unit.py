@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.systemd.machine import CODE, PYTHON, SHARED, TRAINER, Unit
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 LONG = {"steps": 100_000, "step_seconds": 0.01}
 QUICKLY = "RestartSec=100ms"
@@ -198,6 +198,6 @@ def test_the_real_worker_trains_under_the_hardened_unit(
     (unit.paths.inbox / "a.jsonl").write_text("".join(lines), encoding="utf-8")
     unit.give(unit.paths.base)
     unit.start(has_stub=False)
-    wait_until(lambda: unit.is_done() or unit.is_failed(), seconds=150)
+    wait_until(lambda: unit.is_done() or unit.is_failed(), seconds=2 * PATIENCE_SECONDS)
     assert (unit.job().outcome, unit.job().version) == ("completed", "v0001"), unit.journal()
     assert (unit.paths.current / "adapter_model.safetensors").stat().st_uid == TRAINER

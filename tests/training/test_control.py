@@ -107,3 +107,21 @@ def test_several_commands_are_all_heard(paths: Paths, control: Control) -> None:
     for command in ("pause", "skip", "stop"):
         paths.control(command).touch()
     assert [request.command for request in control.look()] == ["pause", "skip", "stop"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("command", ["pause", *EDGES])
+def test_a_command_of_a_user_who_does_not_own_the_folder_is_told_once_and_ignored(
+    paths: Paths, control: Control, command: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = paths.control(command)
+    path.touch()
+    os.chown(path, 1500, 1500)
+    for _ in range(2):
+        assert control.look() == []
+    assert path.exists()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Ignored {path}: it belongs to user 1500, to whom the base folder does not"
+    ]
+    os.chown(paths.base, 1500, 1500)
+    assert [request.command for request in control.look()] == [command]

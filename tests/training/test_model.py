@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import cli
+from chat_template import ChatTemplate, Message
 from config import Config, load_config
 from errors import ConfigError, EnvironmentNotReady, IntegrityError, UsageError
+from evaluation.examination import Examiner
+from evaluation.graders import GraderSpec
+from evaluation.items import Item
+from tests.conftest import Workshop
 from training.adapter import adapter_weights
 from training.model import (
     Learner,
@@ -25,6 +34,7 @@ from training.model import (
 from training.versions import Version, VersionStore
 
 IDS = torch.tensor([[5, 9, 20, 31, 7]])
+EXACT = GraderSpec(name="exact")
 Records = Callable[..., list[dict[str, Any]]]
 
 
@@ -185,3 +195,70 @@ def test_a_learner_tells_which_base_it_stands_on(tiny_model: Path, tmp_path: Pat
     assert isinstance(learner, Learner)
     assert learner.base == tiny_model
     assert len(learner.base_sha256) == 64
+
+
+QUESTIONS = [
+    "red",
+    "what colour is the rain",
+    "the cat sat on the warm mat and watched: blue",
+    "grey or green",
+]
+
+
+# PEFT reads an attribute that transformers deprecates; `training.model` silences it where we load.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_answers_are_those_of_plain_transformers_and_peft_token_for_token(
+    batch_size: int, learned: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = VersionStore(learned.paths).get("current")
+    tokenizer = AutoTokenizer.from_pretrained(version.folder)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(learned.model), version.folder)
+    model.eval()
+    conversations: list[list[Message]] = [[{"role": "user", "content": text}] for text in QUESTIONS]
+    plain = []
+    for messages in conversations:
+        asked = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        said = model.generate(**asked, max_new_tokens=24, do_sample=False)
+        plain.append(said[0, asked["input_ids"].shape[1] :].tolist())
+    words = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in plain]
+    assert len(set(words)) > 1
+
+    settings = (f"model.base={learned.model}", "model.precision=float32", "evaluation.max_new_tokens=24")
+    size = f"evaluation.per_device_eval_batch_size={batch_size}"
+    config = load_config(learned.paths.base, [*settings, size])
+    generator = load_generator(learned.paths, config, "current")
+    answers = generator.generate(conversations)
+    assert [(answer.text, answer.tokens) for answer in answers] == [
+        (text, len(tokens)) for text, tokens in zip(words, plain, strict=True)
+    ]
+    learner = load_learner(learned.model, config, version)
+    template = ChatTemplate.load(learned.model)
+    items = [Item(text, talk, text, EXACT) for text, talk in zip(words, conversations, strict=True)]
+    found = Examiner(learner.model, template, config.evaluation).examine(items)
+    assert [(one.answer, one.answer_tokens) for one in found] == [(one.text, one.tokens) for one in answers]
+    assert all(one.correct for one in found)
+    with torch.no_grad():
+        asked = tokenizer.apply_chat_template(items[1].conversation, return_tensors="pt", return_dict=True)[
+            "input_ids"
+        ]
+        log_probs = model(asked).logits[0, :-1].log_softmax(-1).gather(1, asked[0, 1:, None])[:, 0]
+    (start, end), *_ = template.encode_messages(items[1].conversation).spans
+    assert found[1].loss_sum == pytest.approx(-float(log_probs[start - 1 : end - 1].sum()), rel=1e-4)
+
+    options = [word for setting in settings for word in ("--set", setting)]
+    words_typed = [
+        "trainbox",
+        "generate",
+        "--base",
+        str(learned.paths.base),
+        "--prompt",
+        QUESTIONS[0],
+        *options,
+    ]
+    monkeypatch.setattr(sys, "argv", words_typed)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{words[0]}\n")

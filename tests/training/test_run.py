@@ -388,7 +388,8 @@ def test_each_key_of_the_optimisation_changes_what_is_learned(workshop: Any, mak
     )
     hashes = {}
     for change in changes:
-        outcome, _ = workshop.carry_out(workshop.job(make_chats(30), *STEPS, *filter(None, [change])))
+        settings = (*STEPS, "evaluation.sample_prompts=0", *filter(None, [change]))
+        outcome, _ = workshop.carry_out(workshop.job(make_chats(24), *settings))
         assert outcome.outcome == "completed", (change, outcome)
         hashes[change] = adapter_of(workshop, outcome.version)
     assert len(set(hashes.values())) == len(changes), hashes
@@ -652,5 +653,5 @@ def test_a_slow_collector_in_a_real_run_costs_no_more_than_allowed_and_the_statu
     assert 2 <= len(samples) < len(steps) / 2
     reported = read_json(workshop.paths.status_file)["monitoring_overhead"]
     assert reported == samples[-1]["monitoring_overhead"]
-    # A look may last a little longer than the one before, by which it was judged.
-    assert 0 < reported <= 1.1 * 0.3
+    # A look may last longer than the one before, by which it was judged; at every step it would be over 0.8.
+    assert 0 < reported < 2 * 0.3

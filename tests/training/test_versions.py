@@ -16,6 +16,7 @@ import yaml
 import durable
 from config import Paths
 from errors import IntegrityError, UsageError
+from tests.waiting import PATIENCE_SECONDS
 from training.versions import HeldOutResult, RecordCounts, Version, VersionFacts, VersionStore
 
 
@@ -394,7 +395,7 @@ def test_the_choice_waits_for_the_process_that_is_making_one(paths: Paths, store
         other.join(timeout=2)
         assert other.is_alive()
         assert store.current() is None
-    other.join(timeout=60)
+    other.join(timeout=PATIENCE_SECONDS)
     assert other.exitcode == 0
     assert store.current() == version
 
@@ -426,13 +427,13 @@ def test_a_reader_never_misses_current_during_five_hundred_swaps(paths: Paths, s
     reader = context.Process(target=read_current_until, args=(paths.base, ready, stop, failures))
     reader.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(PATIENCE_SECONDS)
         for swap in range(500):
             store.promote((second, first)[swap % 2], f"swap {swap}")
     finally:
         stop.set()
-        reads = failures.get(timeout=60)
-        reader.join(timeout=60)
+        reads = failures.get(timeout=PATIENCE_SECONDS)
+        reader.join(timeout=PATIENCE_SECONDS)
     assert isinstance(reads, int), reads
     assert reads > 500
 

@@ -17,7 +17,10 @@ import torch
 
 from durable import is_sealed
 from errors import ConfigError, EnvironmentNotReady, IntegrityError, JobFailed
+from monitoring.events import EventWriter, StepEvent
 from tests.exactness import learned
+from training import worker
+from training.daemon_link import DaemonLink
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,14 +33,45 @@ CASES = {
 }
 
 
+class PowerCut(BaseException):
+    """What no handler of the worker expects."""
+
+
+class FailingLink(DaemonLink):
+    """A link through which the power goes when a step has been told of."""
+
+    def __init__(self, events: EventWriter, at_step: int) -> None:
+        super().__init__(events)
+        self._at_step = at_step
+
+    def emit(self, event: Any) -> None:
+        super().emit(event)
+        if isinstance(event, StepEvent) and event.step == self._at_step:
+            raise PowerCut
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_worker_ends_in_the_same_bytes_as_an_undisturbed_one(
-    case: str, workshop: Any, make_chats: Callable[..., Any], make_pairs: Callable[..., Any]
+def test_a_run_that_ended_without_a_word_ends_in_the_same_bytes_as_an_undisturbed_one(
+    case: str, workshop: Any, make_chats: Callable[..., Any], make_pairs: Callable[..., Any], tmp_path: Path
 ) -> None:
     records = (make_pairs if case == "dpo" else make_chats)(30)
     settings = (*EXACT, *SMALL_STEPS, *CASES[case])
-    undisturbed = workshop.job(records, *settings)
-    outcome, _ = workshop.carry_out(undisturbed)
+    outcome, _ = workshop.carry_out(workshop.job(records, *settings))
+    assert outcome.outcome == "completed", outcome
+    cut = workshop.job(records, *settings)
+    with open(tmp_path / "events", "wb", buffering=0) as file, pytest.raises(PowerCut):
+        worker.carry_out(workshop.paths, cut, FailingLink(EventWriter(file.fileno()), at_step=8))
+    ending, events = workshop.carry_out(cut)
+    plan = next(event for event in events if event["event"] == "plan")
+    assert (ending.outcome, plan["start_step"]) == ("completed", 6)
+    assert learned(workshop.paths, "v0002") == learned(workshop.paths, "v0001")
+
+
+def test_a_killed_worker_ends_in_the_same_bytes_as_an_undisturbed_one(
+    workshop: Any, make_chats: Callable[..., Any]
+) -> None:
+    records, settings = make_chats(30), (*EXACT, *SMALL_STEPS)
+    outcome, _ = workshop.carry_out(workshop.job(records, *settings))
     assert outcome.outcome == "completed", outcome
 
     killed = workshop.job(records, *settings)
@@ -54,21 +88,21 @@ def test_a_killed_worker_ends_in_the_same_bytes_as_an_undisturbed_one(
 
 
 def test_a_worker_without_a_job_ends_in_peace(workshop: Any) -> None:
-    worker = workshop.start(None)
-    worker.process.stdin.close()
-    assert [(event["event"], event["phase"]) for event in worker.read()] == [("phase", "starting")]
-    assert worker.process.wait() == 0
+    idle = workshop.start(None)
+    idle.process.stdin.close()
+    assert [(event["event"], event["phase"]) for event in idle.read()] == [("phase", "starting")]
+    assert idle.process.wait() == 0
 
 
 def test_a_worker_is_paused_by_a_word_and_ends(workshop: Any, make_chats: Callable[..., Any]) -> None:
     job = workshop.job(make_chats(60), *SMALL_STEPS, "train.num_train_epochs=50")
-    worker = workshop.start(job)
-    worker.until(lambda event: event["event"] == "step")
-    worker.tell({"command": "pause"})
-    ending = worker.until(lambda event: event["event"] == "outcome")
+    running = workshop.start(job)
+    running.until(lambda event: event["event"] == "step")
+    running.tell({"command": "pause"})
+    ending = running.until(lambda event: event["event"] == "outcome")
     assert ending["outcome"] == "paused"
     assert ending["step"] >= 1
-    assert worker.process.wait() == 0
+    assert running.process.wait() == 0
     assert is_sealed(workshop.folder(job).checkpoint(ending["step"]))
 
 

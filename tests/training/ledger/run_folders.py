@@ -13,6 +13,7 @@ from pathlib import Path
 import durable
 from config import Config, Paths, dump_config, load_config
 from monitoring.events import Event, PlanEvent, StepEvent, encode_event
+from tests.waiting import PATIENCE_SECONDS
 from training.jobs import Job, JobStore, Source, make_job_id
 
 ROOT = Path(__file__).parents[3]
@@ -94,7 +95,7 @@ class Folder:
     def run(self, *overrides: str) -> str:
         """Run a daemon until it is idle and return its log."""
         process = self.start(*overrides, until_idle=True)
-        _, log = process.communicate(timeout=60)
+        _, log = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, log.decode()
         return log.decode()
 

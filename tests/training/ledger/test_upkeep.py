@@ -13,7 +13,7 @@ import pytest
 from errors import EnvironmentNotReady, UsageError
 from tests.training.ledger.postgres import Server
 from tests.training.ledger.run_folders import Folder, plan, step, steps
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.ledger.database import Database, list_jobs, list_metrics
 from training.ledger.upkeep import ledger_differences, read_run, rebuild_ledger, recorded_jobs
 
@@ -47,7 +47,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.paths.control("skip").write_bytes(b"")
     wait_until(lambda: not folder.store.queue())
     daemon.send_signal(signal.SIGTERM)
-    _, log = daemon.communicate(timeout=30)
+    _, log = daemon.communicate(timeout=PATIENCE_SECONDS)
     assert daemon.returncode == 0, log.decode()
     folder.close()
     return folder.paths.base
