@@ -158,6 +158,10 @@ class EvaluationConfig(Section):
     """Held-out prompts answered at each evaluation and shown live."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Largest share of a run's time for such answers; those of the start and of the end are always given."""
+    suites: list[str] = ["everyday_facts", "everyday_formats"]
+    """Suites that each new version is tested on: names of ours, or paths of JSONL files; may be empty."""
+    max_test_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Time for testing a new version, as a share of its training; some losses are measured in any case."""
 
 
 class ScoringConfig(Section):
@@ -178,6 +182,8 @@ class ScoringConfig(Section):
 class PromotionConfig(Section):
     """When a new version replaces the current one."""
 
+    policy: Literal["not_worse", "better", "always", "manual"] = "not_worse"
+    """What a new version must show: no harm, or a gain besides; always and manual ask for nothing."""
     tolerance: NonNegativeFloat = 0.02
     """Nats per token by which held-out loss may significantly rise before a version is held."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -466,6 +472,11 @@ class RunPaths:
     @property
     def events(self) -> Path:
         return self.folder / "events.jsonl"
+
+    @property
+    def version_test(self) -> Path:
+        """Folder of the test of what was trained: its plan and each finished part."""
+        return self.folder / "version_test"
 
     @property
     def evolution(self) -> Path:

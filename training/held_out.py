@@ -13,6 +13,8 @@ import orjson
 import durable
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
+from evaluation.graders import GraderSpec
+from evaluation.items import Item
 from intake.formats import Record
 
 if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
@@ -129,3 +131,11 @@ def _read(file: Path) -> list[Record]:
         return []
     with open(file, "rb") as lines:
         return [Record.from_json(orjson.loads(line)) for line in lines]
+
+
+def held_out_items(records: Path) -> list[Item]:
+    """Return the conversations that end with an answer in words, as items."""
+    return [
+        Item(record.key().hex(), list(record.messages[:-1]), _golden(record), GraderSpec())
+        for record in _answered(records)
+    ]

@@ -335,18 +335,49 @@ class Run:
         )
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
-        if held_out is None:
-            return Result(
-                candidate, None, None, decide([], [], self._config.promotion, self._config.train.seed)
-            )
-        set_adapter_weights(trainer.model, initial)
-        before = trainer.record_losses(held_out)
-        load_adapter(trainer.model, candidate.folder)
-        after = trainer.record_losses(held_out)
-        decision = decide(
-            before.per_record, after.per_record, self._config.promotion, self._config.train.seed
+        losses = None
+        if held_out is not None:
+            set_adapter_weights(trainer.model, initial)
+            before = trainer.record_losses(held_out)
+            load_adapter(trainer.model, candidate.folder)
+            losses = before, trainer.record_losses(held_out)
+        measured = self._test(trainer, Models(trainer.model, candidate.folder, initial), template, parent)
+        facts = self._own_slice().facts(0 if losses is None else len(losses[1].sums))
+        records = read_exchanges(self._folder.train_records, self._folder.held_out_records)
+        report = ReportCard.model_validate(durable.read_json(self._folder.report))
+        decision, version_report = judge(
+            measured,
+            facts,
+            losses,
+            doubts_about(report, records),
+            self._config.promotion,
+            self._config.train.seed,
         )
-        return Result(candidate, before, after, decision)
+        return Result(candidate, losses, decision, version_report, self._folder.version_test)
+
+    def _test(
+        self, trainer: PlannedTrainer, models: Models, template: ChatTemplate, parent: Version | None
+    ) -> Measured:
+        """Ask candidate, current and base on everything that was held out so far, and on the suites."""
+        settings = Settings(
+            base_sha256=self._learner.base_sha256,
+            precision=self._learner.precision,
+            max_new_tokens=self._config.evaluation.max_new_tokens,
+            chat_template_kwargs=self._config.model.chat_template_kwargs,
+        )
+        test = VersionTest(
+            self._folder.version_test,
+            models,
+            template,
+            self._config.evaluation,
+            settings,
+            parent=parent,
+            on_batch=self._link.check,
+            on_progress=lambda done, total: self._link.emit(
+                PhaseEvent(phase="evaluating", done=done, total=total, unit="parts")
+            ),
+        )
+        return test.carry_out(self._own_slice(), self._others(parent), trainer.training_seconds)
 
     # --- telling
 
