@@ -105,11 +105,13 @@ def shares(wanted: int, available: Mapping[str, int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Lottery:
-    """Draws the records that one run replays: others in each run, the same whenever it is asked again."""
+    """Draws what a run replays: other records after each version, the same whenever it is asked again."""
 
     paths: Paths
     job_id: str
     config: TrainConfig
+    parent: str | None
+    """The version that the run continues."""
 
     def expected(self, own_rows: int, found: Sequence[Remembered]) -> dict[str, int]:
         """Return how many records of each job an epoch will replay, if none has to be passed over."""
@@ -121,14 +123,13 @@ class Lottery:
         self,
         own_rows: int,
         found: Sequence[Remembered],
-        parent: str | None,
         is_held_out: Callable[[Record], bool],
     ) -> Drawn:
         """Write what this run replays into its folder, once, or anew when it was drawn for another parent."""
         run = self.paths.run(self.job_id)
         if run.replay_facts.exists():
             drawn = Drawn.model_validate(durable.read_json(run.replay_facts))
-            if drawn.parent == parent:
+            if drawn.parent == self.parent:
                 return drawn
             run.replay_facts.unlink()
         records: dict[str, list[Record]] = {}
@@ -143,20 +144,20 @@ class Lottery:
                 if len(records[job_id]) == share * self.config.num_train_epochs:
                     break
         counts = {job_id: len(some) for job_id, some in records.items() if some}
-        drawn = Drawn(parent=parent, records=counts, withheld=withheld)
+        drawn = Drawn(parent=self.parent, records=counts, withheld=withheld)
         durable.write_bytes(run.replay_records, b"".join(_numbered(chain.from_iterable(records.values()))))
         durable.write_json(run.replay_facts, drawn.model_dump(mode="json"))
         return drawn
 
     def _shuffled(self, job_id: str) -> Iterator[Record]:
-        """Yield the remembered records of a job in this run's own order."""
+        """Yield the remembered records of a job in the order that was drawn by lot."""
         with open(self.paths.replay / f"{job_id}.jsonl", "rb") as file:
             lines = list(islice(file, 1, None))
         for line in sorted(lines, key=self._ticket):
             yield Record.from_json(orjson.loads(line))
 
     def _ticket(self, what: bytes) -> bytes:
-        salt = hashlib.blake2b(f"{self.config.seed} {self.job_id}".encode(), digest_size=16).digest()
+        salt = hashlib.blake2b(f"{self.config.seed} {self.parent}".encode(), digest_size=16).digest()
         return hashlib.blake2b(what, digest_size=16, key=salt).digest()
 
 

@@ -71,7 +71,6 @@ class Run:
         self._folder: RunPaths = paths.run(job.job_id)
         self._config: Config = load_config(self._folder.folder)
         self._versions = VersionStore(paths)
-        self._lottery = Lottery(paths, job.job_id, self._config.train)
 
     def carry_out(self) -> OutcomeEvent:
         """Take the job as far as it goes and return how it ended."""
@@ -144,7 +143,7 @@ class Run:
         train = self._config.train
 
         def replayed(kind: Kind, rows: int) -> dict[str, int]:
-            return self._lottery.expected(rows, self._remembered(kind, parent))
+            return self._lottery(parent).expected(rows, self._remembered(kind, parent))
 
         report = check_file(
             self._folder.input(self._job.suffix),
@@ -173,17 +172,19 @@ class Run:
         way: Way = "preferences" if kind == "preference" else "answers"
         return sources(self._paths, self._versions, parent, way)
 
+    def _lottery(self, parent: Version | None) -> Lottery:
+        name = None if parent is None else parent.name
+        return Lottery(self._paths, self._job.job_id, self._config.train, name)
+
     def _draw(self, report: ReportCard, start: Start | None, parent: Version | None) -> Drawn:
         """Choose which records of earlier files this run trains again."""
         assert report.kind is not None and report.plan is not None
-        name = None if parent is None else parent.name
         if start is not None and not self._folder.replay_facts.exists():
-            return Drawn(parent=name, records={})  # begun by a release that had no replay
+            return Drawn(parent=start.parent, records={})  # begun by a release that had no replay
         keys = held_out_keys(self._paths)
-        return self._lottery.draw(
+        return self._lottery(parent).draw(
             report.plan.rows,
             self._remembered(report.kind, parent),
-            name,
             lambda record: record.key() in keys,
         )
 
