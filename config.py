@@ -143,6 +143,10 @@ class TrainConfig(Section):
     """DPO's beta or ORPO's lambda."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the worker; 0 leaves the choice to torch."""
+    replay_ratio: Annotated[float, Field(ge=0, le=0.9)] = 0.3
+    """Share of the records of a run that come from the files learned before."""
+    replay_memory_records: Annotated[int, Field(ge=0)] = 2000
+    """Records of each trained file that are kept for that, for ever; 0 keeps none of later files."""
 
 
 class EvaluationConfig(Section):
@@ -461,6 +465,16 @@ class RunPaths:
         return self.data / "held_out.jsonl"
 
     @property
+    def replay_records(self) -> Path:
+        """Records of earlier files that this run trains again."""
+        return self.data / "replay.jsonl"
+
+    @property
+    def replay_facts(self) -> Path:
+        """Which earlier files these are; written last."""
+        return self.data / "replay.json"
+
+    @property
     def tokens(self) -> Path:
         """Folder of the tokenised records."""
         return self.data / "tokens"
@@ -604,6 +618,11 @@ class Paths:
     def held_out(self) -> Path:
         """One file of held-out records for each accepted file, kept for ever."""
         return self.models / "held_out"
+
+    @property
+    def replay(self) -> Path:
+        """A sample of the records of each trained file, kept for ever."""
+        return self.models / "replay"
 
     @property
     def monitor_address(self) -> Path:

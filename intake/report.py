@@ -75,6 +75,9 @@ class Plan(Document):
     steps_per_epoch: int
     total_steps: int
     tokens_per_epoch: int
+    """Of this file."""
+    replayed: dict[str, int] = {}
+    """By job: records of earlier files that each epoch trains again."""
     estimated_seconds: float | None = None
     """None until the speed of this model on this machine is known."""
 
@@ -199,6 +202,11 @@ def _plan(card: ReportCard) -> Iterator[str]:
     seconds = plan.estimated_seconds
     time = "time not known yet" if seconds is None else f"about {_duration(seconds)}"
     yield _row("Plan", f"{steps}, each of {plan.rows:,} rows and {plan.tokens_per_epoch:,} tokens; {time}")
+    if plan.replayed:
+        files = f"{len(plan.replayed):,} earlier files" if len(plan.replayed) > 1 else "an earlier file"
+        yield _row(
+            "", f"and {sum(plan.replayed.values()):,} records of {files}, so that they are not forgotten"
+        )
 
 
 def _notes(card: ReportCard) -> Iterator[str]:

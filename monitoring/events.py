@@ -75,6 +75,8 @@ class PlanEvent(_Event):
     start_step: int = 0
     parent: str | None = None
     trainable_parameters: int | None = None
+    replayed: dict[str, int] = {}
+    """By job: records of earlier files that each epoch trains again; the other numbers are the file's own."""
 
 
 class StepEvent(_Event):

@@ -44,6 +44,8 @@ class Publication:
     learner: Learner
     parent: Version | None
     train_records: int
+    replayed: dict[str, int]
+    """By earlier job: records trained again in each epoch."""
     steps: int
     result: Result
 
@@ -80,7 +82,7 @@ class Publication:
             base_sha256=self.learner.base_sha256,
             created_at=now(),
             config=self.config.model_dump(mode="json"),
-            records=RecordCounts(train=self.train_records, held_out=held_out.records),
+            records=RecordCounts(train=self.train_records, held_out=held_out.records, replayed=self.replayed),
             steps=self.steps,
             epochs=self.config.train.num_train_epochs,
             tokens=best.tokens,

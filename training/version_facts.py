@@ -19,6 +19,8 @@ class RecordCounts(BaseModel):
 
     train: int
     held_out: int
+    replayed: dict[str, int] = {}
+    """By job: records of earlier files that each epoch trained again; `train` is of this file alone."""
 
 
 class HeldOutResult(BaseModel):
@@ -97,6 +99,7 @@ A LoRA adapter, made by trainbox on {facts.created_at:%Y-%m-%d %H:%M} UTC.
 | Base weights, sha256 | {_code(facts.base_sha256)} |
 | Continues | {facts.parent or "nothing: trained from the base model"} |
 | Trained on | {_code(facts.input_name)}, {facts.records.train} records, {facts.records.held_out} held out |
+| Trained again | {_replayed(facts.records.replayed)} |
 | Data, sha256 | {_code(facts.input_sha256)} |
 | Job | {facts.job_id} |
 | Training | {facts.steps} steps, {facts.epochs} epochs, {facts.tokens} tokens |
@@ -129,6 +132,12 @@ answer = model.generate(**inputs, max_new_tokens=100, do_sample=False)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
+
+
+def _replayed(records: dict[str, int]) -> str:
+    if not records:
+        return "nothing of earlier files"
+    return f"in each epoch {sum(records.values())} records of {len(records)} earlier files"
 
 
 def _loss(value: float | None) -> str:
