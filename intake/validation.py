@@ -47,6 +47,8 @@ class PlanInputs:
     """Speed of earlier runs with this model on this machine; None when there was none."""
     replayed: Callable[[Kind, int], dict[str, int]] = lambda kind, rows: {}
     """Says how many records of which earlier files are mixed into so many rows of a kind, in an epoch."""
+    test_share: float = 0.0
+    """Largest share of the training time that testing the new version takes."""
 
 
 def check_file(
@@ -282,4 +284,5 @@ def _make_plan(judge: _Judge, kind: Kind, inputs: PlanInputs) -> Plan:
         tokens_per_epoch=judge.planned_tokens,
         replayed=replayed,
         estimated_seconds=tokens / speed if speed else None,
+        test_share=inputs.test_share,
     )

@@ -185,6 +185,8 @@ class PublishedEvent(_Event):
     version: str
     decision: Literal["promote", "hold"]
     reason: str
+    reasons: tuple[str, ...] = ()
+    """Everything that speaks against the version, each with its numbers."""
     before_loss: float | None
     after_loss: float | None
 

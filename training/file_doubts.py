@@ -211,7 +211,9 @@ def _other_language(exchanges: Sequence[Exchange]) -> str | None:
     languages = language_of(one.prompt for one in asked), language_of(one.answer for one in asked)
     if None in languages or languages[0] == languages[1]:
         return None
-    return f"the questions are in {languages[0]} and the answers in {languages[1]}; look whether that is meant"
+    return (
+        f"the questions are in {languages[0]} and the answers in {languages[1]}; look whether that is meant"
+    )
 
 
 def script_of(text: str) -> str | None:

@@ -108,7 +108,9 @@ def compare_results(
         losses = [(one.loss, two.loss) for one, two in pairs if one.loss is not None and two.loss is not None]
         old, new = [pair[0] for pair in losses], [pair[1] for pair in losses]
         tests += compare_losses(facts, old, new, config, seed=seed, against=against)
-    tests += _compare_right(facts, "verbatim", [(a.says_expected, b.says_expected) for a, b in pairs], against)
+    tests += _compare_right(
+        facts, "verbatim", [(a.says_expected, b.says_expected) for a, b in pairs], against
+    )
     tests += _compare_right(facts, "answers", [(a.correct, b.correct) for a, b in pairs], against)
     return tests
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import durable
 from chat_template import ChatTemplate
@@ -22,12 +21,13 @@ from intake.validation import PlanInputs, check_file
 from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEvent, PlanEvent, ReportEvent
 from monitoring.live_monitor import watch
 from training import checkpoints
-from training.adapter import adapter_weights, load_adapter, set_adapter_weights
+from training.adapter import adapter_weights
 from training.batches import replay_turns
 from training.callbacks import RunCallback
 from training.daemon_link import Command, DaemonLink, Interrupted
 from training.dataset import REPLAY, TokenRows, tokenise_run
 from training.evolution import Evolution
+from training.final_examination import Examination
 from training.full_models import base_under
 from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
 from training.jobs import Job
@@ -41,8 +41,7 @@ from training.model import (
     set_threads,
     trainable_parameters,
 )
-from training.promotion import decide
-from training.publication import TRAINING_STATE, Publication, Result, published_event
+from training.publication import TRAINING_STATE, Publication, published_event
 from training.replay import Drawn, Lottery, Remembered, Way, remember, replayed_rows, sources
 from training.throughput import last_throughput
 from training.trainer import PlannedTrainer, Replayed, build_trainer
@@ -95,12 +94,14 @@ class Run:
         template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
         drawn = self._draw(self._validate(template, parent), start, parent)
         rows, held_out, replayed = self._tokenise(template, hash_tokenizer(base, self._config.model), drawn)
+        examination = Examination(self._paths, self._job, self._config, self._link, template)
         self._phase("loading")
         learner = self._load(base, parent, start)
         trainer, callback = self._prepare(learner, parent, template, rows, held_out, replayed)
         initial = adapter_weights(learner.model)
         self._train(trainer, callback)
-        result = self._evaluate(trainer, initial, held_out)
+        self._phase("evaluating")
+        result = examination.carry_out(trainer, learner, initial, held_out, parent)
         self._phase("publishing")
         remember(self._paths, self._job, self._config.train)
         publication = Publication(
@@ -156,6 +157,7 @@ class Run:
                 epochs=train.num_train_epochs,
                 tokens_per_second=last_throughput(self._paths, self._config.model),
                 replayed=replayed,
+                test_share=self._config.evaluation.max_test_share,
             ),
             output=self._folder,
             held_out_keys=held_out_keys(self._paths),
@@ -372,62 +374,6 @@ class Run:
                 raise JobFailed("steps", f"did {trainer.state.global_step} of {total} planned steps")
         if callback.stopped_early is not None:
             self._note(f"stopped early: {callback.stopped_early}")
-
-    # --- evaluate
-
-    def _evaluate(
-        self, trainer: PlannedTrainer, initial: dict[str, Any], held_out: TokenRows | None
-    ) -> Result:
-        """Compare the best checkpoint with what the run began with, on the same held-out records."""
-        self._phase("evaluating")
-        candidate = checkpoints.best(
-            checkpoints.list_checkpoints(self._folder.folder), self._config.scoring.selection
-        )
-        if candidate is None:
-            raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
-        losses = None
-        if held_out is not None:
-            set_adapter_weights(trainer.model, initial)
-            before = trainer.record_losses(held_out)
-            load_adapter(trainer.model, candidate.folder)
-            losses = before, trainer.record_losses(held_out)
-        measured = self._test(trainer, Models(trainer.model, candidate.folder, initial), template, parent)
-        facts = self._own_slice().facts(0 if losses is None else len(losses[1].sums))
-        records = read_exchanges(self._folder.train_records, self._folder.held_out_records)
-        report = ReportCard.model_validate(durable.read_json(self._folder.report))
-        decision, version_report = judge(
-            measured,
-            facts,
-            losses,
-            doubts_about(report, records),
-            self._config.promotion,
-            self._config.train.seed,
-        )
-        return Result(candidate, losses, decision, version_report, self._folder.version_test)
-
-    def _test(
-        self, trainer: PlannedTrainer, models: Models, template: ChatTemplate, parent: Version | None
-    ) -> Measured:
-        """Ask candidate, current and base on everything that was held out so far, and on the suites."""
-        settings = Settings(
-            base_sha256=self._learner.base_sha256,
-            precision=self._learner.precision,
-            max_new_tokens=self._config.evaluation.max_new_tokens,
-            chat_template_kwargs=self._config.model.chat_template_kwargs,
-        )
-        test = VersionTest(
-            self._folder.version_test,
-            models,
-            template,
-            self._config.evaluation,
-            settings,
-            parent=parent,
-            on_batch=self._link.check,
-            on_progress=lambda done, total: self._link.emit(
-                PhaseEvent(phase="evaluating", done=done, total=total, unit="parts")
-            ),
-        )
-        return test.carry_out(self._own_slice(), self._others(parent), trainer.training_seconds)
 
     # --- telling
 

@@ -132,9 +132,7 @@ class VersionTest:
         self._on_batch = on_batch
         self._on_progress = on_progress
 
-    def carry_out(
-        self, own: Slice, others: Sequence[Slice], training_seconds: float | None
-    ) -> Measured:
+    def carry_out(self, own: Slice, others: Sequence[Slice], training_seconds: float | None) -> Measured:
         """Measure all that is not measured yet. `own` are the held-out records of the file itself."""
         began_at = time.monotonic()
         slices = tuple(part for part in (own, *others) if part.items)
@@ -215,7 +213,9 @@ class VersionTest:
     def _answer_tokens(self, part: Slice) -> int:
         """Return how long answers to a slice may be: one twice as long as the right one is wrong."""
         tokenizer = self._template.tokenizer
-        longest = max(len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.items)
+        longest = max(
+            len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.items
+        )
         return min(self._config.max_new_tokens, 2 * longest + 16)
 
     # --- one model on one slice
@@ -274,7 +274,10 @@ class VersionTest:
         if not path.is_file():
             pairs = mismatched_items(own.items[:MOST_LOSSES])
             losses = [
-                [total / tokens for total, tokens in self._examiner(PILOT_TOKENS).losses(items, self._on_batch)]
+                [
+                    total / tokens
+                    for total, tokens in self._examiner(PILOT_TOKENS).losses(items, self._on_batch)
+                ]
                 for items in zip(*pairs, strict=True)
             ]
             durable.make_folder(self._folder)
