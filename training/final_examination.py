@@ -29,7 +29,7 @@ from training.versions import Version
 
 
 class Examination:
-    """Tests what one job has trained; made before the training, so that a missing suite ends a run at once."""
+    """Tests what a job has trained; made before the training, so that a missing suite ends a run at once."""
 
     def __init__(
         self, paths: Paths, job: Job, config: Config, link: DaemonLink, template: ChatTemplate
