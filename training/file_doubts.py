@@ -188,7 +188,11 @@ def _cut_at_one_length(exchanges: Sequence[Exchange]) -> str | None:
         return None
     longest = max(lengths)
     at_limit = [one.answer for one in exchanges if len(one.answer) == longest]
-    words = [answer for answer in at_limit if len(answer.split()) >= LONG_ANSWER_WORDS]
+    words = [
+        answer
+        for answer in at_limit
+        if len(answer.split()) >= LONG_ANSWER_WORDS and not _FINISHED.search(answer)
+    ]
     if len(words) <= MOST_UNFINISHED * len(exchanges):
         return None
     return (
