@@ -27,6 +27,8 @@ FEWEST = 20
 """With fewer records of a kind there is no share to speak of."""
 MOST_COPIES, MOST_CONTRADICTIONS, MOST_SAME_ANSWERS = 0.5, 0.1, 0.5
 MOST_ORDERS, MOST_UNFINISHED, MOST_OTHER_LANGUAGE = 0.05, 0.5, 0.5
+FEWEST_WORDS = 4
+"""Different common words that tell a language; a label may be one of them by chance."""
 LONG_ANSWER_WORDS = 5
 """Shorter answers are labels, which many questions may share."""
 
@@ -231,12 +233,16 @@ def script_of(text: str) -> str | None:
 def language_of(texts: Iterable[str]) -> str | None:
     """Return the language of texts taken together, by its commonest words; None when it is not plain."""
     hits: Counter[str] = Counter()
+    words: dict[str, set[str]] = {}
     for text in texts:
         for word in _WORD.findall(text.casefold()):
-            hits.update(_LANGUAGE_OF.get(word, ()))
+            for language in _LANGUAGE_OF.get(word, ()):
+                hits[language] += 1
+                words.setdefault(language, set()).add(word)
     ranked = [*hits.most_common(2), ("", 0), ("", 0)]
-    (language, most), (_, next_most) = ranked[:2]
-    return language if most >= FEWEST and most >= 2 * next_most else None
+    (likeliest, most), (_, next_most) = ranked[:2]
+    is_plain = most >= FEWEST and most >= 2 * next_most and len(words[likeliest]) >= FEWEST_WORDS
+    return likeliest if is_plain else None
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from config import EvaluationConfig, Paths
 from errors import ConfigError, UsageError
 from evaluation.items import Item
-from evaluation.suites import load_suite, suite_names
+from evaluation.suites import Suite, load_suite, suite_names
 from training.held_out import held_out_items
 from training.version_report import SliceFacts, SliceKind, read_report
 from training.versions import Version, VersionStore
@@ -49,20 +49,36 @@ def earlier_slices(paths: Paths, parent: Version | None) -> list[Slice]:
     return [found for found in slices if found.items]
 
 
+def every_held_out_slice(paths: Paths) -> list[Slice]:
+    """Return everything that any file has held out, whatever became of its version, oldest first."""
+    names = {version.facts.job_id: version.facts.input_name for version in VersionStore(paths).list()}
+    jobs = sorted(path.stem for path in paths.held_out.glob("[!.]*.jsonl"))
+    slices = [held_out_slice(paths, job_id, names.get(job_id, job_id)) for job_id in jobs]
+    return [found for found in slices if found.items]
+
+
 def suite_slices(paths: Paths, config: EvaluationConfig) -> list[Slice]:
+    """Return the configured suites as slices; ConfigError when there is no such suite."""
+    return [
+        _slice(
+            f"{re.sub(r'[^A-Za-z0-9_.-]', '_', suite.name)}-{suite.sha256[:12]}",
+            "suite",
+            suite.name,
+            suite.items,
+        )
+        for suite in suites_of(paths, config)
+    ]
+
+
+def suites_of(paths: Paths, config: EvaluationConfig) -> list[Suite]:
     """Return the configured suites; the path of a user's own starts at the base folder.
 
     Raises ConfigError when there is no such suite.
     """
-    slices = []
-    for name in config.suites:
-        try:
-            suite = load_suite(name if name in suite_names() else paths.base / name)
-        except UsageError as error:
-            raise ConfigError(f"evaluation.suites: {error}") from error
-        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", suite.name)
-        slices.append(_slice(f"{safe}-{suite.sha256[:12]}", "suite", suite.name, suite.items))
-    return slices
+    try:
+        return [load_suite(name if name in suite_names() else paths.base / name) for name in config.suites]
+    except UsageError as error:
+        raise ConfigError(f"evaluation.suites: {error}") from error
 
 
 def _slice(slice_id: str, kind: SliceKind, name: str, items: Sequence[Item]) -> Slice:

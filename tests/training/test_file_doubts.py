@@ -154,6 +154,7 @@ def test_writing_and_language_are_told_from_the_letters_and_the_commonest_words(
     assert language_of(["the end of the road is that way and it was not for us"] * 4) == "English"
     assert language_of(["les gens sont dans la rue et ils ne veulent pas que"] * 6) == "French"
     assert language_of(["Paris", "Rome"]) is None
+    assert language_of(["do", "pelu"] * 50) is None  # a label that is a Portuguese word as well
 
 
 def test_only_conversations_are_read_and_their_last_answer_counts(tmp_path: Path) -> None:
