@@ -158,6 +158,8 @@ class EvaluationConfig(Section):
     """Longest answer to an item of a suite; twice the expected one is the limit where that is less."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Held-out prompts answered at each evaluation and shown live."""
+    fixed_eval_prompts: Annotated[int, Field(ge=0)] = 24
+    """The same, for exact match: as many of them as `max_share` has room for."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Largest share of a run's time for such answers; those of the start and of the end are always given."""
 

@@ -141,8 +141,12 @@ def choose(expected: Sequence[str]) -> tuple[GraderSpec, str]:
             return GraderSpec(name=name), f"each of the {len(texts)} expected answers is {what}"
     longest = max(len(words(text)) for text in texts)
     if longest <= LABEL_WORDS:
-        return GraderSpec(name="exact"), f"no expected answer is longer than {longest} words"
-    return GraderSpec(name="f1"), f"expected answers are texts of up to {longest} words"
+        return GraderSpec(name="exact"), f"no expected answer is longer than {_count(longest)}"
+    return GraderSpec(name="f1"), f"expected answers are texts of up to {_count(longest)}"
+
+
+def _count(number: int) -> str:
+    return f"{number} word{'' if number == 1 else 's'}"
 
 
 Judge = Callable[[GraderSpec, str, str, str], Grade]
