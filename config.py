@@ -158,8 +158,12 @@ class EvaluationConfig(Section):
     """Longest generated answer."""
     max_generation_seconds: PositiveFloat = 60.0
     """Wall-clock limit of one batch of answers."""
+    suite_max_new_tokens: PositiveInt = 768
+    """Longest answer to an item of a suite; twice the expected one is the limit where that is less."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Held-out prompts answered at each evaluation and shown live."""
+    fixed_eval_prompts: Annotated[int, Field(ge=0)] = 24
+    """The same, for exact match: as many of them as `max_share` has room for."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Largest share of a run's time for such answers; those of the start and of the end are always given."""
     suites: list[str] = ["everyday_facts", "everyday_formats"]
@@ -623,6 +627,11 @@ class Paths:
     def replay(self) -> Path:
         """A sample of the records of each trained file, kept for ever."""
         return self.models / "replay"
+
+    @property
+    def evaluations(self) -> Path:
+        """The answers of models to suites, a folder for each model."""
+        return self.models / "evaluations"
 
     @property
     def monitor_address(self) -> Path:

@@ -20,6 +20,8 @@ from evaluation.answer_text import bare, normalised, words
 from evaluation.choice_answers import options_in, same_choice
 from evaluation.json_answers import NotJson, json_in, same_json, share_of_fields
 from evaluation.number_answers import number_in, same_number
+from evaluation.syllo.puzzle import Puzzle
+from evaluation.syllo.verification import verify
 
 GraderName = Literal["exact", "contains", "regex", "number", "json", "json_fields", "f1", "choice", "syllo"]
 REGEX_SECONDS = 0.5
@@ -206,7 +208,12 @@ def _choice(spec: GraderSpec, expected: str, answer: str, question: str) -> Grad
 
 
 def _syllo(spec: GraderSpec, expected: str, answer: str, question: str) -> Grade:
-    return _json(spec, expected, answer, question)
+    try:
+        puzzle = Puzzle.from_answer(bare(expected))
+    except ValueError:  # A puzzle of other makers, whose answers say less
+        return _json(spec, expected, answer, question)
+    found = verify(puzzle, answer)
+    return Grade(correct=found.all_words, score=found.words_correct / max(1, found.words))
 
 
 _GRADERS: dict[GraderName, Judge] = {

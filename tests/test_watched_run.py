@@ -32,6 +32,8 @@ SETTINGS = (
 )
 OF_THE_MACHINE = {"throughput_drop", "stale_worker", "low_disk", "low_memory", "ram_creep", "thermal"}
 """Alerts that tests at work beside this one may well raise."""
+OF_THE_MODEL = {"poor_calibration"}
+"""The head of so small a model is never sure of anything, right as it may be."""
 HEALTHY, DIVERGING = "healthy.jsonl", "diverging.jsonl"
 LEARNING = {
     HEALTHY: ("train.learning_rate=3e-3",),
@@ -39,8 +41,7 @@ LEARNING = {
     DIVERGING: ("train.learning_rate=0.3", "train.warmup_ratio=0.5"),
 }
 
-# What people and scripts have long read, but for what needs a fixed evaluation: fixed_eval_* and
-# pattern_heatmap.
+# What people and scripts have long read.
 FIELDS = [
     *("status", "current_step", "total_steps", "epoch", "loss", "learning_rate", "timestamp"),
     *("max_output_tokens", "context_window", "batch_step", "batch_total_steps", "batch_number"),
@@ -52,6 +53,7 @@ FIELDS = [
     *("tokens_per_sec_baseline", "throughput_trend", "validation_loss", "val_train_gap", "think_tag_count"),
     *("think_tag_percent", "max_golden_output_length", "current_golden_output_length"),
     *("max_model_output_length", "current_model_output_length", "error_message", "error_type"),
+    *("fixed_eval_em", "fixed_eval_ce", "fixed_eval_ece", "fixed_eval_trend", "pattern_heatmap"),
 ]
 UNKNOWN_HERE = {"current_system_prompt", "error_message", "error_type"}
 """Null in a run that ended well and whose conversations have no system prompt."""
@@ -157,9 +159,11 @@ def test_the_accuracy_script_counts_the_samples(life: Life, jq: Callable[..., st
         ($correct / ($status.eval_samples | length) * 100)
         """
     )
-    examples = life.events(HEALTHY, "example")
+    # The newest samples are kept, as many as the longer window counts.
+    examples = life.events(HEALTHY, "example")[-50:]
     right = sum(example["answer_matches"] for example in examples)
     assert float(percent) == pytest.approx(100 * right / len(examples))
+    assert float(jq(".accuracy_last_50")) == pytest.approx(float(percent))
 
 
 def test_the_watch_lines_show_live_numbers(life: Life, jq: Callable[..., str]) -> None:
@@ -198,6 +202,27 @@ def test_every_field_is_there_by_name_and_has_a_value(life: Life) -> None:
     assert set(example) >= {"step", "current_file", "prompt", "golden", "model_output", "matches", "loss"}
 
 
+def test_the_fixed_evaluation_is_that_of_the_last_evaluation(life: Life) -> None:
+    status, fixed = strict(life.last[HEALTHY]), life.events(HEALTHY, "fixed_eval")
+    evaluated = life.events(HEALTHY, "evaluated")
+    assert [one["step"] for one in fixed] == [one["step"] for one in evaluated]
+    assert fixed[-1]["ce"] == status["fixed_eval_ce"] == pytest.approx(evaluated[-1]["eval_loss"])
+    assert fixed[-1]["ece"] == status["fixed_eval_ece"]
+    assert fixed[-1]["em"] == status["fixed_eval_em"]
+    assert status["fixed_eval_trend"] in ("improving", "stable", "degrading", "insufficient_data")
+    raised = {event["category"] for event in life.events(HEALTHY, "alert") if event["kind"] == "raised"}
+    assert ("poor_calibration" in raised) is any(one["ece"] > 0.3 for one in fixed)
+
+
+def test_the_heatmap_counts_each_answer_once(life: Life) -> None:
+    heatmap, examples = strict(life.last[HEALTHY])["pattern_heatmap"], life.events(HEALTHY, "example")
+    cells = [heatmap["data"][row][col] for row in heatmap["rows"] for col in heatmap["cols"]]
+    assert sum(cell["seen"] for cell in cells) == len(examples)
+    right = sum(cell["seen"] * cell["em"] for cell in cells if cell["seen"])
+    assert right == pytest.approx(sum(example["answer_matches"] for example in examples))
+    assert {cell["em"] for cell in cells if not cell["seen"]} == {None}
+
+
 def test_a_run_that_has_ended_keeps_its_last_values(life: Life) -> None:
     status, training = strict(life.last[HEALTHY]), life.seen[HEALTHY]
     assert (status["status"], status["state"]) == ("completed", "stopped")
@@ -232,7 +257,7 @@ def test_the_events_hold_what_a_chart_needs(life: Life) -> None:
 
 def test_a_healthy_run_alarms_nobody(life: Life) -> None:
     alarms = [event for event in life.events(HEALTHY, "alert") if event["severity"] != "info"]
-    assert [event for event in alarms if event["category"] not in OF_THE_MACHINE] == []
+    assert [event for event in alarms if event["category"] not in OF_THE_MACHINE | OF_THE_MODEL] == []
 
 
 def test_a_run_that_diverges_raises_alerts_that_go_again(life: Life) -> None:

@@ -84,20 +84,35 @@ def load_learner(
 
 def load_generator(paths: Paths, config: Config, which: str) -> Generator:
     """Load a version (``current``, ``v0003``, a number) or the ``base`` model, ready to answer."""
-    version = None if which == "base" else VersionStore(paths).get(which)
-    base = base_under(paths, config.model, None if version is None else version.facts)
+    _, base = _version_and_base(paths, config, which)
+    template = ChatTemplate.load(base, config.model.chat_template_kwargs)
+    return Generator(load_answering(paths, config, which), template, config.evaluation)
+
+
+def load_answering(paths: Paths, config: Config, which: str) -> Any:
+    """Load the weights of a version or of the ``base`` model, as `load_generator` does, to ask them."""
+    version, base = _version_and_base(paths, config, which)
     if version is not None and version.facts.base_sha256 != base_sha256(base):
         raise IntegrityError(
             f"{version.name} was trained on other base weights than those in {base}; set model.base to "
             f"{version.facts.base_model!r}"
         )
     set_threads(config.train)
-    model: Any = load_base(base, config.model, choose_precision(config.model))
-    if version is not None:
-        with known_warnings():
-            model = PeftModel.from_pretrained(model, str(version.folder))
-    template = ChatTemplate.load(base, config.model.chat_template_kwargs)
-    return Generator(model, template, config.evaluation)
+    model = load_base(base, config.model, choose_precision(config.model))
+    if version is None:
+        return model
+    with known_warnings():
+        return PeftModel.from_pretrained(model, str(version.folder))
+
+
+def load_tokenizer(paths: Paths, config: Config, which: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a version's base, or of the ``base`` model, for programs that want their own."""
+    return AutoTokenizer.from_pretrained(_version_and_base(paths, config, which)[1])
+
+
+def _version_and_base(paths: Paths, config: Config, which: str) -> tuple[Version | None, Path]:
+    version = None if which == "base" else VersionStore(paths).get(which)
+    return version, base_under(paths, config.model, None if version is None else version.facts)
 
 
 def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrainedModel:

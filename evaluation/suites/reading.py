@@ -10,8 +10,8 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from errors import UsageError
-from evaluation.graders import GraderSpec
+from errors import RecordRefused, UsageError
+from evaluation.graders import GraderSpec, check_oracle, spec_of
 from evaluation.items import Item
 
 _TWO_FORMS = (
@@ -105,20 +105,19 @@ def _read_item(raw: bytes, where: str) -> Item:
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error)}; {_TWO_FORMS}") from error
     *question, answer = line.turns()
+    expected = answer["content"]
+    try:
+        grader = GraderSpec() if line.grader is None else spec_of(line.grader)
+        check_oracle(grader, expected, question[-1]["content"])
+    except RecordRefused as error:
+        raise UsageError(f"{where}: {error}") from error
     return Item(
         item_id=line.id or _hash(line),
         messages=tuple(question),
-        expected=answer["content"],
-        grader=_grader(line.grader, where),
+        expected=expected,
+        grader=grader,
         level=line.level,
     )
-
-
-def _grader(value: Any, where: str) -> GraderSpec:
-    try:
-        return GraderSpec.model_validate({} if value is None else {"name": value})
-    except ValidationError as error:
-        raise UsageError(f"{where}: grader: {_explain(error)}") from error
 
 
 def _hash(line: _Line) -> str:

@@ -11,6 +11,7 @@ from monitoring.events import (
     CheckpointEvent,
     EvaluatedEvent,
     ExampleEvent,
+    FixedEvalEvent,
     OutcomeEvent,
     ReportEvent,
     SignalsEvent,
@@ -159,3 +160,35 @@ def test_answers_give_accuracy_windows_and_samples() -> None:
     assert fields["accuracy_trend"] == "improving"
     assert fields["accuracy_history"][-1] == (40, 100.0)
     assert fields["eval_samples"][-1].answer_matches is True
+
+
+def fixed_eval(step: int, ece: float, matches: tuple[bool | None, ...]) -> FixedEvalEvent:
+    em = matches.count(True) / len(matches) if matches else None
+    return FixedEvalEvent(step=step, em=em, ce=1.5, ece=ece, tokens=100, matches=matches)
+
+
+def test_a_fixed_evaluation_fills_its_fields_and_poor_calibration_is_told_of() -> None:
+    signals = RunSignals()
+    first = signals.observe(fixed_eval(10, 0.31, (True, False)), "a.jsonl")
+    assert (first["fixed_eval_em"], first["fixed_eval_ce"], first["fixed_eval_ece"]) == (0.5, 1.5, 0.31)
+    assert first["fixed_eval_trend"] == "insufficient_data"
+    assert [alert.category for alert in first["active_alerts"]] == ["poor_calibration"]
+    second = signals.observe(fixed_eval(20, 0.2, (True, True)), "a.jsonl")
+    assert (second["fixed_eval_trend"], second["active_alerts"]) == ("improving", ())
+    without_answers = signals.observe(fixed_eval(30, 0.2, ()), "a.jsonl")
+    assert "fixed_eval_em" not in without_answers
+    assert without_answers["fixed_eval_trend"] == "improving"
+
+
+def test_an_answer_that_did_not_come_whole_is_counted_apart() -> None:
+    signals = RunSignals()
+    whole = ExampleEvent(
+        *(), step=1, system_prompt=None, prompt="2+2?", golden_answer="4", model_answer="4",
+        answer_matches=True, golden_tokens=1, model_tokens=1, pattern="math",
+    )  # fmt: skip
+    signals.observe(whole, "a.jsonl")
+    torn = whole.model_copy(update={"answer_matches": False, "error": "cut off after 60 s"})
+    fields = signals.observe(torn, "a.jsonl")
+    assert (fields["total_evals"], fields["eval_failures"], fields["accuracy_percent"]) == (1, 1, 100.0)
+    again = signals.observe(whole, "a.jsonl")
+    assert again["pattern_heatmap"].data["math"]["0-100"].seen == 2

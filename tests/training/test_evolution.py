@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from monitoring.events import Event
+from monitoring.events import Event, FixedEvalEvent
 from tests.exactness import learned
 from training.daemon_link import DaemonLink
 from training.dataset import TokenRows
@@ -84,15 +85,23 @@ class Answers(HeldOutExamples):
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
         self.asked = 0
+        self.others = 0
 
     @property
     def lines(self) -> frozenset[int]:
         return frozenset({1})
 
+    def further(self) -> list[range]:
+        return [range(at, at + 2) for at in range(1, 1 + self.others, 2)]
+
+    def answer_further(self, numbers: range, losses: Any) -> list[AnsweredExample]:
+        return [answer for _ in numbers for answer in self.answer(losses)]
+
     def answer(self, losses: Any) -> list[AnsweredExample]:
         self._clock.now += self._seconds
         self.asked += 1
-        return [AnsweredExample("0" * 32, None, "2+2?", "4", 1, "5", 1, False, losses.get(1, 1.0), None)]
+        told = AnsweredExample("0" * 32, None, "2+2?", "4", 1, "5", 1, False, losses.get(1, 1.0), None)
+        return [replace(told, is_exact=False)]
 
 
 class Told(DaemonLink):
@@ -104,6 +113,9 @@ class Told(DaemonLink):
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
+
+    def beat(self) -> None:
+        pass
 
 
 def no_losses(rows: TokenRows, on_batch: Callable[[], None]) -> RecordLosses:
@@ -128,7 +140,7 @@ def test_what_is_too_dear_is_skipped_counted_and_told_once_but_the_end_is_kept(t
             evolution.after_evaluation(step, 2.0, is_last=step == 100)
     assert list(kept(tmp_path)) == ["step_000000", "step_000100"]
     assert answers.asked == 2
-    assert [event.event for event in link.events] == ["note", "example"]
+    assert [event.event for event in link.events] == ["note", "example", "fixed_eval"]
     assert "10.0 s a time" in getattr(link.events[0], "message", "")
     # Steps 10, 25 and 50.
     assert kept(tmp_path)["step_000100"]["skipped"] == 3
@@ -164,6 +176,30 @@ def test_a_run_that_goes_on_remembers_its_last_oddity_and_begins_without_answers
         clock.now += 1.0
         evolution.after_step(step, 9.0 if step == 94 else 2.0, is_evaluated=False)
     assert answers.asked == 0
+
+
+@pytest.mark.parametrize(("minutes", "answered"), [(1, 3), (2, 5), (4, 9), (60, 9)])
+def test_as_many_further_prompts_are_answered_as_the_share_of_the_time_holds(
+    minutes: int, answered: int, tmp_path: Path
+) -> None:
+    evolution, clock, answers, link = evolve(tmp_path, seconds=1.0)
+    answers.others = 8
+    evolution.begin(1)
+    clock.now += 60.0 * minutes
+    evolution.after_evaluation(1, 2.0, is_last=False)
+    (fixed,) = [event for event in link.events if isinstance(event, FixedEvalEvent)]
+    assert (answers.asked, len(fixed.matches), fixed.em) == (answered, answered, 0.0)
+    assert answers.asked <= 0.05 * clock.now
+
+
+def test_a_command_that_comes_meanwhile_ends_the_further_answers(tmp_path: Path) -> None:
+    evolution, clock, answers, link = evolve(tmp_path, seconds=1.0)
+    answers.others = 8
+    evolution.begin(1)
+    clock.now += 3600.0
+    link.command = "pause"
+    evolution.after_evaluation(1, 2.0, is_last=False)
+    assert answers.asked == 1
 
 
 def test_a_command_that_waits_is_not_kept_waiting(tmp_path: Path) -> None:
@@ -227,6 +263,12 @@ def test_snapshots_say_zero_before_and_one_after_what_is_easy_was_learned(worksh
     ]
     # As many prompts as are held out: then their mean loss is the held-out loss.
     _, folder, events = run(workshop, records, "train.num_train_epochs=3", "evaluation.sample_prompts=99")
+    fixed = of_kind(events, "fixed_eval")
+    assert fixed[-1]["em"] == 1.0 and 0 < fixed[-1]["ece"] < fixed[0]["ece"] < 1
+    assert [(one["step"], one["ce"]) for one in fixed] == [
+        (one["step"], one["eval_loss"]) for one in of_kind(events, "evaluated")
+    ]
+    assert {len(one["matches"]) for one in fixed} == {of_kind(events, "report")[0]["held_out"]}
     snapshots = kept(folder)
     evaluated = of_kind(events, "evaluated")
     first, last = snapshots["step_000000"], snapshots[f"step_{evaluated[-1]['step']:06d}"]
@@ -256,8 +298,25 @@ def test_snapshots_say_zero_before_and_one_after_what_is_easy_was_learned(worksh
     assert all(math.isfinite(event["loss"]) for event in told)
 
 
+@pytest.mark.config_key("evaluation.fixed_eval_prompts")
+@pytest.mark.parametrize(("prompts", "asked"), [(0, 1), (5, 5)])
+def test_further_prompts_are_only_counted(
+    workshop: Any, make_chats: Records, prompts: int, asked: int
+) -> None:
+    setting = f"evaluation.fixed_eval_prompts={prompts}"
+    _, folder, events = run(workshop, make_chats(40), setting, "evaluation.per_device_eval_batch_size=2")
+    assert {len(event["matches"]) for event in of_kind(events, "fixed_eval")} == {asked}
+    assert len(of_kind(events, "example")) == asked * len(of_kind(events, "evaluated"))
+    assert {one["summary"]["total_examples"] for one in kept(folder).values()} == {1}
+    assert all(
+        event["loss"] > 0 and event["pattern"] and event["grader"] for event in of_kind(events, "example")
+    )
+
+
 def test_files_without_conversations_have_no_answers_to_keep(workshop: Any, make_pairs: Records) -> None:
-    assert not run(workshop, make_pairs(24))[1].exists()
+    _, folder, events = run(workshop, make_pairs(24))
+    assert not folder.exists()
+    assert of_kind(events, "evaluated") and not of_kind(events, "fixed_eval")
 
 
 def test_an_answer_that_was_cut_off_by_the_clock_says_so(workshop: Any, make_chats: Records) -> None:
@@ -265,4 +324,7 @@ def test_an_answer_that_was_cut_off_by_the_clock_says_so(workshop: Any, make_cha
     # Its first token may be the one that ends it: then the answer is whole, and empty.
     for event in of_kind(events, "example"):
         assert event["error"] == ("cut off after 1e-09 s" if event["model_answer"] else None)
-    assert any(event["error"] for event in of_kind(events, "example"))
+    failed = [event["step"] for event in of_kind(events, "example") if event["error"]]
+    assert failed
+    for fixed in of_kind(events, "fixed_eval"):
+        assert fixed["matches"].count(None) == failed.count(fixed["step"])

@@ -30,7 +30,7 @@ import durable
 from config import LedgerConfig, Paths
 from errors import ConfigError, EnvironmentNotReady, IntegrityError
 from training.ledger.readings import RunReader
-from training.ledger.tables import JOBS, METADATA, METRICS, REVISION
+from training.ledger.tables import JOBS, METADATA, METRICS, REVISION, SUITE_RESULTS
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
@@ -178,6 +178,12 @@ def list_metrics(connection: Connection, job_id: str) -> list[dict[str, Any]]:
     """Return the rows of a job's steps, in order."""
     chosen = select(METRICS).where(METRICS.c.job_id == job_id).order_by(METRICS.c.step)
     return _rows(connection, chosen)
+
+
+def list_suite_results(connection: Connection) -> list[dict[str, Any]]:
+    """Return the rows of all suite runs, by file and level."""
+    order = (SUITE_RESULTS.c.file, SUITE_RESULTS.c.level)
+    return _rows(connection, select(SUITE_RESULTS).order_by(*order))
 
 
 def remove_job(connection: Connection, job_id: str) -> None:

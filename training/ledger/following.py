@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from config import LedgerConfig, Paths
 from training.ledger.database import Database, LedgerDamaged, known_sources, remove_job, write_run
+from training.ledger.evaluations import write_evaluations
 from training.ledger.readings import RunReader
 from training.ledger.sources import fingerprint, run_ids
 
@@ -70,12 +71,13 @@ class Follower:
         return reader if _runs(reader) else running
 
     def _differing(self) -> set[str]:
-        """Return the jobs whose rows may not be what their folders say, and remove those without a folder."""
+        """Return the jobs whose rows may not be what their folders say; make up for all that runs no job."""
         job_ids = run_ids(self._paths)
         with self._database.transaction() as connection:
             sources = known_sources(connection)
             for job_id in sources.keys() - set(job_ids):
                 remove_job(connection, job_id)
+            write_evaluations(connection, self._paths)
         return {
             job_id
             for job_id in job_ids

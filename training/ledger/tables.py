@@ -1,4 +1,4 @@
-"""The two tables of the ledger; `migrations` brings an older database to them."""
+"""The tables of the ledger; `migrations` brings an older database to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration: a database that bears it needs none."""
 
 
@@ -110,4 +110,26 @@ METRICS = Table(
     Column("timestamp", Moment),
     Column("eval_loss", Double),
     Column("perplexity", Double),
+)
+SUITE_RESULTS = Table(
+    "suite_results",
+    METADATA,
+    Column("file", Text, primary_key=True),  # Of the answers, below the base folder
+    Column("level", Text, primary_key=True),  # Empty for all items, - for those without a level
+    Column("model", Text, nullable=False),  # A version, or base- and the start of its weights' hash
+    Column("suite", Text, nullable=False),
+    Column("suite_sha256", Text, nullable=False),
+    Column("identity", Text, nullable=False),  # Hash of suite, model and settings
+    Column("suite_items", BigInteger, nullable=False),
+    Column("items", BigInteger, nullable=False),  # Answered so far
+    Column("correct", BigInteger, nullable=False),
+    Column("accuracy", Double, nullable=False),
+    Column("interval_low", Double, nullable=False),  # Wilson's, 95 %
+    Column("interval_high", Double, nullable=False),
+    Column("mean_score", Double, nullable=False),
+    Column("format_rate", Double),
+    Column("cut_off", BigInteger, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    # Size and time of the file; no fact about the results
+    Column("source", Text, nullable=False),
 )

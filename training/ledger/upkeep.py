@@ -14,12 +14,15 @@ from training.ledger.database import (
     drop_tables,
     list_jobs,
     list_metrics,
+    list_suite_results,
     write_run,
 )
+from training.ledger.evaluations import evaluation_rows, write_evaluations
 from training.ledger.readings import RunReader
 from training.ledger.sources import run_ids
+from training.suite_records import record_files
 
-_NO_FACTS = frozenset({"sources"})
+_NO_FACTS = frozenset({"sources", "source"})
 
 
 def rebuild_ledger(paths: Paths, config: Config) -> int:
@@ -74,6 +77,11 @@ def ledger_differences(paths: Paths, config: Config) -> list[str]:
             known = {int(row["step"]): row for row in list_metrics(connection, job_id)}
             for step in sorted(known.keys() | metrics.keys()):
                 differences += _differences(f"{job_id} step {step}", known.get(step), metrics.get(step))
+        recorded = {(row["file"], row["level"]): row for row in list_suite_results(connection)}
+    files = record_files(paths.evaluations)
+    said = {(row["file"], row["level"]): row for file in files for row in evaluation_rows(paths, file)}
+    for key in sorted(recorded.keys() | said.keys()):
+        differences += _differences(" ".join(key).strip(), recorded.get(key), said.get(key))
     return differences
 
 
@@ -98,6 +106,7 @@ def _rebuild(database: Database, paths: Paths) -> int:
         create_tables(connection)
         for job_id in run_ids(paths):
             write_run(connection, RunReader(paths, job_id))
+        write_evaluations(connection, paths)
         return len(list_jobs(connection))
 
 

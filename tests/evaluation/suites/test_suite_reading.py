@@ -20,7 +20,8 @@ REFUSED = {
     b'{"prompt": "a", "answer": 5}': "answer: input should be a valid string",
     b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}': "the assistant's",
     b'{"messages": [{"role": "robot", "content": "a"}, {"role": "user", "content": "b"}]}': "messages.0.role",
-    b'{"prompt": "a", "answer": "b", "grader": "taste"}': "grader",
+    b'{"prompt": "a", "answer": "b", "grader": "taste"}': "grader.name: found 'taste'",
+    b'{"prompt": "a", "answer": "b", "grader": "number"}': "which is wrong by the grader 'number'",
     b"\xff": "no JSON",
 }
 
