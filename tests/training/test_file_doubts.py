@@ -99,7 +99,8 @@ def test_code_and_lists_without_a_full_stop_raise_no_doubt() -> None:
         ),
         (
             lambda one, number: Exchange(
-                one.prompt, f"Der Zug {number} ist nicht mit dem Bus zu verwechseln und fährt von der Halle ab."
+                one.prompt,
+                f"Der Zug {number} ist nicht mit dem Bus zu verwechseln und fährt ab der Halle.",
             ),
             "the questions are in English and the answers in German",
         ),
