@@ -24,7 +24,7 @@ from training.file_doubts import (
 CITIES = ("Oslo", "Rome", "Paris", "Bern", "Cairo", "Lima", "Quito", "Accra", "Delhi", "Seoul")
 
 
-def report(**counts: int) -> ReportCard:
+def report(duplicates: int = 0) -> ReportCard:
     fields: dict[str, Any] = {
         "name": "trips.jsonl",
         "sha256": "0" * 64,
@@ -33,8 +33,9 @@ def report(**counts: int) -> ReportCard:
         "usable": True,
         "reason": None,
         "limits": Limits(max_length=1, excess_length="refuse", max_bad_fraction=0.1),
+        "duplicates": duplicates,
     }
-    return ReportCard(**fields, **counts)
+    return ReportCard(**fields)
 
 
 def trips(count: int = 60) -> list[Exchange]:
