@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import commanding, evaluating, ledger, looking, service, versions, working
+from cli import commanding, comparing, evaluating, ledger, looking, service, versions, working
 from cli.terminal import complaints
 from errors import TrainboxError, UsageError
 
@@ -20,7 +20,7 @@ for command in (
     *(working.run, working.prepare, working.check, looking.status),
     *(commanding.pause, commanding.resume, commanding.skip, commanding.stop),
     *(versions.promote, versions.rollback, working.generate, working.doctor),
-    *(evaluating.bench, evaluating.syllo),
+    *(evaluating.bench, comparing.compare, evaluating.syllo),
     service.install_service,
 ):
     app.command()(command)

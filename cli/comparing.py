@@ -1,0 +1,140 @@
+"""The command that puts two models side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+import durable
+from cli.terminal import HERE, AsJson, Base, Settings, console, number, open_base
+
+if TYPE_CHECKING:
+    from config import Config, Paths
+    from evaluation.suites import Suite
+    from training.version_comparison import Comparison, PartComparison
+
+Model = Annotated[str, typer.Argument(help="current, base, or a version.")]
+
+
+def compare(
+    a: Model,
+    b: Model,
+    suites: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="A suite by name, or the path of a JSONL file; may be given again."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show each item that one of the two got right.")
+    ] = False,
+    as_json: AsJson = False,
+    base: Base = HERE,
+    settings: Settings = None,
+) -> None:
+    """Put two models side by side: accuracy, loss, F1 and speed, with paired tests, and which is better.
+
+    By default on everything that was held out so far and on the configured suites. What a model answered
+    before is not asked again. Differences are those of the second model against the first.
+    """
+    from training.suite_runs import Contestant, run_suite
+    from training.version_comparison import compare as compare_results
+
+    paths, config = open_base(base, settings)
+    paths.create()
+    asked = _suites(paths, config, suites)
+    contestants = [Contestant(paths, config, which) for which in (a, b)]
+    runs = [[run_suite(paths, config, model, suite) for suite in asked] for model in contestants]
+    found = compare_results(
+        *(contestants[0].name, contestants[1].name),
+        [
+            (suite.title or suite.name, one.results, other.results)
+            for suite, one, other in zip(asked, *runs, strict=True)
+        ],
+        confidence=config.promotion.confidence,
+        seed=config.train.seed,
+    )
+    if as_json:
+        sys.stdout.buffer.write(durable.to_json(found.model_dump(mode="json")))
+        return
+    _print(found)
+    if show:
+        _print_disagreements(found)
+
+
+def _suites(paths: Paths, config: Config, names: list[str] | None) -> list[Suite]:
+    """Return the suites that were named, or else all held-out slices and the configured suites."""
+    from errors import UsageError
+    from evaluation.suites import Suite, load_suite
+    from training.slices import every_held_out_slice, suites_of
+
+    if names:
+        return [load_suite(name) for name in names]
+    slices = [
+        Suite(
+            name=f"held_out_{part.slice_id}",
+            title=part.name,
+            items=part.items,
+            sha256=hashlib.sha256("".join(item.item_id for item in part.items).encode()).hexdigest(),
+        )
+        for part in every_held_out_slice(paths)
+    ]
+    asked = [*slices, *suites_of(paths, config.evaluation)]
+    if not asked:
+        raise UsageError(
+            "nothing to compare on: nothing was held out yet and evaluation.suites is empty; name a --suite"
+        )
+    return asked
+
+
+def _print(found: Comparison) -> None:
+    table = Table("", "items", "", "accuracy", "loss", "F1", "tokens/s", "winner")
+    for part in found.parts:
+        _add_part(table, part, found)
+    console.print(table)
+    words = {"a": f"{found.a} is better", "b": f"{found.b} is better", "no difference": "no difference"}
+    verdict = words.get(found.winner, "each is better somewhere")
+    console.print(f"{found.a} and {found.b}: {verdict} ({found.confidence:.0%} confidence)", markup=False)
+
+
+def _add_part(table: Table, part: PartComparison, found: Comparison) -> None:
+    for name, score in ((found.a, part.a), (found.b, part.b)):
+        is_first = name == found.a
+        table.add_row(
+            Text(part.name if is_first else ""),
+            str(part.records) if is_first else "",
+            name,
+            _percent(score.accuracy, score.interval),
+            number(score.loss),
+            number(score.f1),
+            number(score.tokens_per_second),
+            "",
+        )
+    winner = {"a": found.a, "b": found.b}.get(part.winner, part.winner)
+    change, low_high = part.accuracy_difference, part.loss_interval
+    accuracy = (
+        "-" if change is None else f"{change:+.1%} (+{part.gained} -{part.lost}, p {part.mcnemar_p:.2g})"
+    )
+    loss = "-"
+    if part.loss_difference is not None and low_high is not None:
+        loss = f"{part.loss_difference:+.3f} ({low_high[0]:+.3f} to {low_high[1]:+.3f}, p {part.loss_p:.2g})"
+    table.add_row("", "", "difference", accuracy, loss, "", "", winner, end_section=True)
+
+
+def _print_disagreements(found: Comparison) -> None:
+    for pair in found.disagreements:
+        right = found.a if pair.a.correct else found.b
+        console.print(Text(f"\n{pair.item_id}: only {right} is right; expected {pair.expected!r}"))
+        for name, result in ((found.a, pair.a), (found.b, pair.b)):
+            console.print(Text(f"  {name}: {result.answer!r}"))
+    if not found.disagreements:
+        console.print("Both got the same items right.")
+
+
+def _percent(share: float | None, interval: tuple[float, float] | None) -> str:
+    if share is None:
+        return "-"
+    return f"{share:.1%}" + ("" if interval is None else f" ({interval[0]:.1%} to {interval[1]:.1%})")
