@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +13,7 @@ from config import load_config
 from errors import UsageError
 from evaluation.syllo.verification import verify
 from evaluation.syllo.words import is_for_evaluation
+from intake.formats import detect_format, normalise
 from tests.conftest import Workshop
 from training.ledger.database import Database, list_suite_results
 from training.ledger.upkeep import ledger_differences
@@ -72,11 +72,13 @@ def test_a_wrong_suite_is_named_before_a_model_is_loaded(
     assert not workshop.paths.evaluations.exists()
 
 
-def test_puzzles_to_train_on_are_records_that_the_intake_takes(tmp_path: Path) -> None:
+def test_puzzles_to_train_on_are_records_that_the_intake_takes() -> None:
     made = [RUNNER.invoke(app, ["syllo", "--count=3", "--level=medium", "--seed=7"]).stdout for _ in range(2)]
     assert made[0] == made[1]
     lines = [json.loads(line) for line in made[0].splitlines()]
     assert len(lines) == 3
     for line in lines:
+        record = normalise(line, detect_format(line).format, 1)
+        assert (record.kind, record.grader) == ("chat", {"name": "syllo"})
         assert verify(line["metadata"], line["messages"][-1]["content"]).exact
         assert not any(is_for_evaluation(word["label"]) for word in line["metadata"]["words"])
