@@ -102,7 +102,13 @@ class Engine:
         """Rounds in a row that ended by an error nobody foresaw; many mean that the GPU is lost."""
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
+    def load_now(self, served: ServedModel) -> None:
+        """Load a model before `start`; raises what its base or its adapter has to say."""
+        self._model.settle(served.base.folder, self._place)
+        self._model.use(served)
+
     def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -193,10 +199,8 @@ class Engine:
     def _load_ahead(self) -> None:
         with self._changed:
             served, self._preload = self._preload, None
-        if served is None or (self._model.base not in (None, served.base.folder)):
+        if served is None or self._model.base != served.base.folder:
             return
-        if self._model.base is None:
-            self._model.settle(served.base.folder, self._place)
         self._model.use(served)
 
     def _next_groups(self) -> list[list[Ticket]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,10 +58,12 @@ class Catalogue:
         """Return every name that `find` knows."""
         return [BASE, CURRENT, *(version.name for version in self._store.list())]
 
-    def current(self) -> str:
-        """Return what `current` means now: a version, or the base while there is none."""
-        version = self._store.current()
-        return BASE if version is None else version.name
+    def pointer(self) -> str:
+        """Return where `current` points, unread: whether it has moved since."""
+        try:
+            return os.readlink(self._paths.current)
+        except FileNotFoundError:
+            return BASE
 
     def find(self, name: str) -> ServedModel:
         """Return the model of that name: ``base``, ``current`` or a version.

@@ -199,7 +199,7 @@ def test_a_stop_sequence_ends_an_answer_before_it(desk: Desk) -> None:
 def test_a_full_queue_takes_no_more(paths: Paths) -> None:
     desk = Desk(paths, max_queue=2)
     desk.engine.submit([desk.ticket("red"), desk.ticket("green")])
-    with pytest.raises(QueueFull, match="serving.max_queue"):
+    with pytest.raises(QueueFull, match=r"serving\.max_queue"):
         desk.engine.submit([desk.ticket("blue")])
 
 
@@ -235,7 +235,7 @@ def test_a_running_answer_nobody_waits_for_ends(desk: Desk, monkeypatch: pytest.
 def test_adapters_nobody_needs_are_dropped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "ADAPTERS_KEPT", 1)
     desk.start()
-    answers = {}
+    answers: dict[str, str] = {}
     for model in ("v0001", "v0002", "base", "v0003", "v0001"):
         (piece,) = desk.ask(desk.ticket("red", model, max_tokens=20))
         assert answers.setdefault(model, piece.text) == piece.text
