@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,8 @@ def measure(base: str, tokens: int, rounds: int) -> dict[str, float]:
         with running_server(paths, config) as client:
             figures = {
                 f"vs_generate_{size}": _paired(
-                    lambda size=size: serve_rate(client, size, tokens),
-                    lambda size=size: generate_rate(generator, size, tokens),
+                    partial(serve_rate, client, size, tokens),
+                    partial(generate_rate, generator, size, tokens),
                     rounds,
                 )
                 for size in SIZES
