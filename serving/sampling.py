@@ -10,6 +10,9 @@ import torch
 from serving.tickets import Sampling
 
 
+COLDEST = 1e-4
+
+
 @dataclass
 class Sampler:
     """Draws the tokens of one answer; its chance does not depend on what else is answered."""
@@ -49,14 +52,16 @@ def _draw(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=scores.device).unsqueeze(1)
 
-    temperatures = column([sampler.sampling.temperature for sampler in samplers])
-    probabilities, order = torch.softmax(scores / temperatures, dim=-1).sort(dim=-1, descending=True)
+    # Colder than this is greedy in all but name, and would divide by what is no number.
+    temperatures = column([max(sampler.sampling.temperature, COLDEST) for sampler in samplers])
+    distances = scores - scores.amax(dim=-1, keepdim=True)
+    probabilities, order = torch.softmax(distances / temperatures, dim=-1).sort(dim=-1, descending=True)
     before = probabilities.cumsum(dim=-1) - probabilities
     top_p = column([sampler.sampling.top_p for sampler in samplers])
     kept = torch.where(before < top_p, probabilities, 0.0)
     kept[:, 0] = probabilities[:, 0]  # a top_p of 0 leaves the likeliest
     cumulated = kept.cumsum(dim=-1)
     wanted = column([sampler.draw() for sampler in samplers]) * cumulated[:, -1:]
-    last = (kept > 0).sum(dim=-1, keepdim=True) - 1
+    last = ((kept > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     places = torch.minimum(torch.searchsorted(cumulated, wanted, right=True), last)
     return order.gather(1, places).squeeze(1)

@@ -48,9 +48,9 @@ class ServerProcess:
     def url(self) -> str:
         return self.ours.url
 
-    def openai(self) -> openai.OpenAI:
+    def openai(self, token: str = "none") -> openai.OpenAI:
         """Return OpenAI's own client of this server; it tries everything once."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0)
 
     def end(self) -> int:
         """Send SIGTERM and return the exit code."""

@@ -190,7 +190,7 @@ def test_limits_are_those_of_the_configuration(tmp_path: Path, tiny_model: Path)
             )
             wait_until(lambda: waiting.done() or server.ours.get("/health")["waiting"] == 1)
             assert not waiting.done()
-            with pytest.raises(openai.RateLimitError, match="serving.max_queue") as refused:
+            with pytest.raises(openai.RateLimitError, match=r"serving\.max_queue") as refused:
                 client.chat.completions.create(model="base", messages=CHAT)
             assert refused.value.response.headers["retry-after"] == "1"
             streams.close()
@@ -239,58 +239,63 @@ def test_no_request_fails_while_current_moves(server: ServerProcess, paths: Path
     store.promote("v0003", "a test wants it")
 
 
-def test_a_damaged_version_is_never_answered_with(tmp_path: Path, tiny_model: Path) -> None:
-    paths = make_base(tmp_path, tiny_model)
-    good, bad = publish(paths, tiny_model, 1), publish(paths, tiny_model, 2, promote=False)
+def test_a_damaged_version_is_never_answered_with(
+    client: openai.OpenAI, paths: Paths, tiny_model: Path
+) -> None:
+    bad = publish(paths, tiny_model, 9, promote=False)
     weights = bad.folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    server = ServerProcess(paths)
-    with server.openai() as client:
-        with pytest.raises(openai.InternalServerError, match="damaged"):
-            client.chat.completions.create(model=bad.name, messages=CHAT, max_tokens=2)
-        assert client.chat.completions.create(model=good.name, messages=CHAT, max_tokens=2).choices
-    assert server.end() == 0
+    with pytest.raises(openai.InternalServerError, match="damaged"):
+        client.chat.completions.create(model=bad.name, messages=CHAT, max_tokens=2)
+    durable.remove_tree(bad.folder)
+    assert client.chat.completions.create(model="current", messages=CHAT, max_tokens=2).choices
+
+
+TOKEN = "abcdefghijklmnop0123"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[ServerProcess]:
+    """A server that asks for a token and refuses to answer while a run trains."""
+    folder = tmp_path_factory.mktemp("guarded")
+    token = folder / "token"
+    token.write_text(f"{TOKEN}\n")
+    token.chmod(0o600)
+    settings = (f"serving.token_file={token}", "serving.during_training=refuse")
+    running = ServerProcess(make_base(folder / "box", tiny_model, *settings))
+    yield running
+    assert running.end() == 0
+
+
+def test_a_token_is_asked_for_where_one_is_set(guarded: ServerProcess) -> None:
+    with guarded.openai() as wrong, pytest.raises(openai.AuthenticationError):
+        wrong.models.list()
+    with guarded.openai(TOKEN) as right:
+        assert [model.id for model in right.models.list()] == ["base", "current"]
+    assert "".join(guarded.ours.ask(CHAT, "base", max_tokens=3))
 
 
 @pytest.mark.config_key("serving.during_training")
-def test_nothing_is_answered_while_a_run_trains_if_so_configured(tmp_path: Path, tiny_model: Path) -> None:
+def test_nothing_is_answered_while_a_run_trains_if_so_configured(guarded: ServerProcess) -> None:
     """The test itself is the daemon whose status says that a run trains."""
-    paths = make_base(tmp_path, tiny_model, "serving.during_training=refuse")
-    server = ServerProcess(paths)
-    with server.openai() as client:
+    with guarded.openai(TOKEN) as client:
         assert client.chat.completions.create(model="base", messages=CHAT, max_tokens=2).choices
-        say_state(paths, "training")
-        wait_until(lambda: server.ours.get("/health")["is_training"])
+        say_state(guarded.paths, "training")
+        wait_until(lambda: guarded.ours.get("/health")["is_training"])
         with pytest.raises(openai.InternalServerError, match="training") as refused:
             client.chat.completions.create(model="base", messages=CHAT, max_tokens=2)
         assert refused.value.response.status_code == 503
         assert int(refused.value.response.headers["retry-after"]) > 0
-        say_state(paths, "idle")
-        wait_until(lambda: not server.ours.get("/health")["is_training"])
+        say_state(guarded.paths, "idle")
+        wait_until(lambda: not guarded.ours.get("/health")["is_training"])
         assert client.chat.completions.create(model="base", messages=CHAT, max_tokens=2).choices
-    assert server.end() == 0
-
-
-def test_a_token_is_asked_for_where_one_is_set(tmp_path: Path, tiny_model: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("abcdefghijklmnop0123\n")
-    token.chmod(0o600)
-    paths = make_base(tmp_path / "box", tiny_model, f"serving.token_file={token}")
-    server = ServerProcess(paths)
-    with pytest.raises(openai.AuthenticationError):
-        server.openai().models.list()
-    right = openai.OpenAI(base_url=f"{server.url}/v1", api_key="abcdefghijklmnop0123", max_retries=0)
-    with right:
-        assert [model.id for model in right.models.list()] == ["base", "current"]
-    assert "".join(server.ours.ask(CHAT, "base", max_tokens=3))
-    assert server.end() == 0
 
 
 def test_no_request_that_fits_the_schema_breaks_the_server(server: ServerProcess) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     seen = 0
     for operation in schema.get_all_operations():
-        strategy = operation.ok().as_strategy()
+        strategy = operation.ok().as_strategy()  # type: ignore[union-attr]
         seen += try_out(strategy, server.url)
     assert seen > 50
     assert server.ours.get("/health")["status"] == "ok"
