@@ -92,18 +92,19 @@ class Answering:
         if self.is_training and self._config.during_training == "refuse":
             message = "a run is training, and serving.during_training is 'refuse'; try again later"
             raise ApiError(503, message, code="training", retry_seconds=TRAINING_RETRY_SECONDS)
-        served, prompts = await asyncio.to_thread(self._look_up, wish, encode)
-        answers = Answers(self._engine, served)
-        answers.tickets = [
-            Ticket(
-                *(served, prompt, self._limit(wish, served, prompt), answers.receiver(index)),
-                sampling=wish.sampling,
-                stop=wish.stops,
-                is_streamed=bool(wish.stream),
-            )
-            for index, prompt in enumerate(prompts)
-        ]
-        self._engine.submit(answers.tickets)
+        with self._engine.expecting():
+            served, prompts = await asyncio.to_thread(self._look_up, wish, encode)
+            answers = Answers(self._engine, served)
+            answers.tickets = [
+                Ticket(
+                    *(served, prompt, self._limit(wish, served, prompt), answers.receiver(index)),
+                    sampling=wish.sampling,
+                    stop=wish.stops,
+                    is_streamed=bool(wish.stream),
+                )
+                for index, prompt in enumerate(prompts)
+            ]
+            self._engine.submit(answers.tickets)
         return answers
 
     def look(self) -> None:

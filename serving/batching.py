@@ -6,10 +6,11 @@ another base, or a change of the device, waits until what is in flight is done; 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,9 @@ PREFILL_TOKENS = 8192
 """Prompts that are read at once hold no more, padding included, so that running answers do not stall."""
 IDLE_SECONDS = 0.5
 """Time between two looks at whether the device has changed when there is nothing to do."""
+
+GATHER_SECONDS = 0.05
+"""Longest time that an idle engine waits for requests that are on their way, to read them all at once."""
 
 HandOut = Callable[[Sequence[tuple[Ticket, Piece]]], None]
 
@@ -94,6 +98,7 @@ class Engine:
         self._preload: ServedModel | None = None
         self._place: Place = "accelerator"
         self._is_stopping = False
+        self._expected = 0
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._room = max_batch
         self._joining: list[Ticket] = []
@@ -117,6 +122,18 @@ class Engine:
             self._is_stopping = True
             self._changed.notify()
         self._thread.join()
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Tell that a request is on its way while its prompt is made: what comes together is read together."""
+        with self._changed:
+            self._expected += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._expected -= 1
+                self._changed.notify()
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let tickets wait for their answers; raise QueueFull when there is no room for all of them."""
@@ -176,6 +193,8 @@ class Engine:
         with self._changed:
             if not (self._is_stopping or self._lanes or self._waiting or self._preload):
                 self._changed.wait(IDLE_SECONDS)
+            if self._waiting and not self._lanes:
+                self._changed.wait_for(lambda: not self._expected or self._is_stopping, GATHER_SECONDS)
             return not self._is_stopping
 
     def _round(self) -> None:

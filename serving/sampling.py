@@ -9,7 +9,6 @@ import torch
 
 from serving.tickets import Sampling
 
-
 COLDEST = 1e-4
 
 

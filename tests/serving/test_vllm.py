@@ -52,7 +52,7 @@ def test_without_vllm_it_is_said_what_to_do(
 ) -> None:
     paths = make_base(tmp_path / "box", tiny_model, "serving.engine=vllm")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match="serving.engine: transformers"):
+    with pytest.raises(UsageError, match=r"serving\.engine: transformers"):
         become_vllm(paths, load_config(paths.base), {})
 
 
