@@ -125,7 +125,7 @@ class Engine:
 
     @contextlib.contextmanager
     def expecting(self) -> Iterator[None]:
-        """Tell that a request is on its way while its prompt is made: what comes together is read together."""
+        """Tell that a request is on its way, so that what comes together is read together."""
         with self._changed:
             self._expected += 1
         try:

@@ -92,7 +92,7 @@ def test_systemd_has_nothing_to_say_about_the_unit_of_inference(base: Path, conf
     unit = configuration / "systemd" / "user" / "trainbox-inference.service"
     assert setting(unit.read_text(encoding="utf-8"), "Type") == "notify"
     service.verify(
-        Service.here("system", Paths(base), load_config(base), run_as="nobody", program="inference").unit(),
+        Service.here("system", Paths(base), load_config(base), run_as="daemon", program="inference").unit(),
         *("trainbox-inference", "system"),
     )
 

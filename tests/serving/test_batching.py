@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from config import Paths, load_config
 from evaluation.generation import Generator
-from serving import adapters
+from serving import adapters, batching
 from serving.adapters import AdaptedModel
 from serving.batching import Engine
 from serving.catalogue import Catalogue, ServedModel
+from serving.decoding import Batch
+from serving.sampling import Sampler
 from serving.tickets import CannotAnswer, Piece, QueueFull, Sampling, Ticket
 from tests.serving.published import catalogue, make_base, publish
 from tests.waiting import wait_until
@@ -266,15 +270,13 @@ def test_a_round_that_breaks_fails_its_requests_and_no_later_ones(
 def test_memory_that_is_short_lowers_how_many_are_answered_at_once(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.decoding import Batch
-
     plain, sizes = Batch.join, []
 
-    def short(batch: Batch, prompts: Sequence[Sequence[int]], samplers: Sequence[object]) -> list[int]:
+    def short(batch: Batch, prompts: Sequence[Sequence[int]], samplers: Sequence[Sampler]) -> list[int]:
         if len(prompts) > 2:
             raise torch.OutOfMemoryError
         sizes.append(len(prompts))
-        return plain(batch, prompts, samplers)  # type: ignore[arg-type]
+        return plain(batch, prompts, samplers)
 
     monkeypatch.setattr(Batch, "join", short)
     desk.engine.submit(tickets := [desk.ticket(text) for text in QUESTIONS])
@@ -291,3 +293,58 @@ def test_what_is_unanswered_at_the_end_is_told_so(paths: Paths) -> None:
     desk.start()
     assert isinstance(desk.answer(ticket).error, CannotAnswer)
     desk.close()
+
+
+def test_another_base_takes_the_place_of_the_one_in_memory(tmp_path: Path, tiny_model: Path) -> None:
+    """Its requests wait until those that are being answered are done."""
+    other = tmp_path / "merged"
+    shutil.copytree(tiny_model, other)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    model.save_pretrained(other)
+    first = Desk(make_base(tmp_path / "first", tiny_model))
+    second = catalogue(make_base(tmp_path / "second", other))
+    tickets = [first.ticket("red", max_tokens=9) for _ in range(2)]
+    strange = first.ticket("red", max_tokens=9)
+    strange.served = second.find("base")
+    first.engine.submit([tickets[0], strange, tickets[1]])
+    first.start()
+    answers = [first.answer(ticket) for ticket in (tickets[0], strange, tickets[1])]
+    first.close()
+    assert answers[0].text == answers[2].text
+    expected = load_generator(Paths(tmp_path / "second"), load_config(tmp_path / "second"), "base")
+    (alone,) = expected.generate([[{"role": "user", "content": "red"}]], max_new_tokens=9)
+    assert answers[1].text == alone.text
+
+
+def test_a_base_that_cannot_be_loaded_fails_its_own_requests_only(desk: Desk, tmp_path: Path) -> None:
+    well, broken = desk.ticket("red"), desk.ticket("red")
+    broken.served = dataclasses.replace(
+        broken.served, base=dataclasses.replace(broken.served.base, folder=tmp_path / "nowhere")
+    )
+    desk.engine.submit([broken, well])
+    desk.start()
+    assert desk.answer(broken).error is not None
+    assert desk.answer(well).finish_reason is not None
+
+
+def test_what_comes_together_is_read_together(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = Batch.join
+
+    def counted(batch: Batch, prompts: Sequence[Sequence[int]], samplers: Sequence[Sampler]) -> list[int]:
+        sizes.append(len(prompts))
+        return plain(batch, prompts, samplers)
+
+    monkeypatch.setattr(Batch, "join", counted)
+    monkeypatch.setattr(batching, "GATHER_SECONDS", 60.0)
+    first, second = desk.ticket("red"), desk.ticket("green")
+    desk.start()
+    with desk.engine.expecting():
+        desk.engine.submit([first])
+        desk.engine.submit([second])
+    assert desk.answer(first).finish_reason
+    assert desk.answer(second).finish_reason
+    assert sizes == [2]
