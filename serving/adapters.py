@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 
 from config import Config
-from errors import ConfigError
+from errors import ConfigError, EnvironmentNotReady
 from evaluation.short_memory import free_memory
 from serving.catalogue import ServedModel
 from training.model import choose_precision, device, known_warnings, load_base
@@ -61,8 +61,15 @@ class AdaptedModel:
     def settle(self, base: Path, place: Place) -> None:
         """Load this base in place of any other, and bring it there; nothing may be in flight.
 
-        Raises what `load_base` raises; then no base is loaded.
+        Raises ConfigError, or EnvironmentNotReady where a file or memory is missing; then no base is loaded.
         """
+        try:
+            self._settle(base, place)
+        except (OSError, torch.OutOfMemoryError) as error:
+            self._forget()
+            raise EnvironmentNotReady(f"{base} cannot be loaded now: {error}") from error
+
+    def _settle(self, base: Path, place: Place) -> None:
         if base != self.base:
             self._forget()
             began = time.monotonic()

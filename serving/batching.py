@@ -212,8 +212,12 @@ class Engine:
     def _keep_place(self) -> None:
         """Leave the device, or go back to it, when nothing is in flight."""
         base = self._model.base
-        if base is not None and not self._lanes and not self._model.is_at(base, self._place):
+        if base is None or self._lanes or self._model.is_at(base, self._place):
+            return
+        try:
             self._model.settle(base, self._place)
+        except TrainboxError as error:
+            logger.error("Will be loaded again when it is asked for: %s", error)
 
     def _load_ahead(self) -> None:
         with self._changed:
