@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from config import Paths, load_config
+from config import Paths, dump_config, load_config
 from serving.catalogue import Catalogue
 from training.base_model import base_sha256
 from training.model import known_warnings
