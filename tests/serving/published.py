@@ -31,7 +31,6 @@ def publish(paths: Paths, base: Path, seed: int, *, promote: bool = True) -> Ver
                 if "lora_" in name:
                     weight.copy_(torch.randn(weight.shape, generator=chance) * 0.3)
         model.save_pretrained(staging)
-    (staging / "adapter_model.safetensors").stat()
     number = len(store.list()) + 1
     version = store.publish(
         staging,
@@ -61,8 +60,6 @@ def make_base(folder: Path, model: Path, *settings: str) -> Paths:
     """Make a base folder whose configuration names the tiny model."""
     paths = Paths(folder)
     paths.create()
-    from config import dump_config
-
     paths.config_file.write_text(
         dump_config(load_config(folder, [f"model.base={model}", *SETTINGS, *settings]))
     )
