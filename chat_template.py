@@ -257,6 +257,11 @@ class ChatTemplate:
         """Encode plain text with the end token after it; every token is trained."""
         return self.encode_text_batch([text])[0]
 
+    def encode_beginning(self, text: str) -> list[int]:
+        """Encode plain text that is to be gone on with: what `encode_text` gives, without the end token."""
+        ids = self.tokenizer.encode(text, add_special_tokens=True).ids
+        return ids[:-1] if ids[-1:] == [self.eos_token_id] else ids
+
     def encode_text_batch(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode many plain texts at once, each with the end token after it."""
         end = [] if self.eos_token_id is None else [self.eos_token_id]

@@ -1,4 +1,4 @@
-"""The daemon as a service of systemd: the unit for this checkout, checked and written, never enabled."""
+"""The daemon and the inference server as services of systemd: units, checked and written, never enabled."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from config import Config, Paths
 from errors import UsageError
 
 Kind = Literal["user", "system"]
+Program = Literal["daemon", "inference"]
 
 CODE_FOLDER = Path(__file__).resolve().parent
 TEMPLATES = CODE_FOLDER / "systemd"
+DEFAULT_NAMES: dict[Program, str] = {"daemon": "trainbox", "inference": "trainbox-inference"}
 SYSTEM_UNITS = Path("/etc/systemd/system")
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ProtectHome= hides."""
@@ -38,7 +40,7 @@ _PROBE = (
 
 @dataclass(frozen=True)
 class Service:
-    """One unit: the daemon of one base folder, run by one account."""
+    """One unit: the daemon, or the inference server, of one base folder, run by one account."""
 
     name: str
     kind: Kind
@@ -47,17 +49,26 @@ class Service:
     account: pwd.struct_passwd
     python: Path
     hf_home: Path
+    program: Program = "daemon"
 
     @classmethod
     def here(
-        cls, kind: Kind, paths: Paths, config: Config, *, name: str = "trainbox", run_as: str | None = None
+        cls,
+        kind: Kind,
+        paths: Paths,
+        config: Config,
+        *,
+        name: str | None = None,
+        run_as: str | None = None,
+        program: Program = "daemon",
     ) -> Service:
         """Describe the service of this checkout and this Python; UsageError when it must not run so."""
+        name = DEFAULT_NAMES[program] if name is None else name
         if UNIT_NAME.fullmatch(name) is None:
             raise UsageError(f"--name: found {name!r}, expected letters, digits, '-' and '_'")
         account = _account(kind, paths.base, run_as)
         hf_home = os.environ.get("HF_HOME") or Path(account.pw_dir) / ".cache" / "huggingface"
-        return cls(name, kind, paths, config, account, Path(sys.executable), Path(hf_home))
+        return cls(name, kind, paths, config, account, Path(sys.executable), Path(hf_home), program)
 
     @property
     def unit_file(self) -> Path:
@@ -75,17 +86,19 @@ class Service:
             "EXEC": " ".join(
                 [
                     ":" + _word(self.python),
-                    *("-X", "faulthandler", _word(CODE_FOLDER / "daemon.py"), "--base"),
+                    *("-X", "faulthandler", *self._module(), "--base"),
                     _word(self.paths.base),
                 ]
             ),
             "USER": self.account.pw_name,
             "HF_HOME": _word(f"HF_HOME={self.hf_home}"),
+            "PYTHONPATH": _word(f"PYTHONPATH={CODE_FOLDER}"),
             "WRITABLE": " ".join(_word(folder) for folder in self._writable()),
             "PROTECT_HOME": "read-only" if self._needs(HOMES) else "yes",
             "PRIVATE_TMP": "no" if self._needs(TEMPORARY) else "yes",
         }
-        template = (TEMPLATES / f"{self.kind}.service.in").read_text(encoding="utf-8")
+        name = f"{self.kind}.service.in" if self.program == "daemon" else f"inference-{self.kind}.service.in"
+        template = (TEMPLATES / name).read_text(encoding="utf-8")
         return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
 
     def install(self) -> Path:
@@ -112,6 +125,10 @@ class Service:
             f"systemctl --user enable --now {self.name}",
             "loginctl enable-linger",
         ]
+
+    def _module(self) -> list[str]:
+        """Return what of this checkout Python runs."""
+        return [_word(CODE_FOLDER / "daemon.py")] if self.program == "daemon" else ["-m", "cli", "serve"]
 
     def _writable(self) -> list[Path]:
         """Return the base folder and whatever of it was moved elsewhere by a link."""

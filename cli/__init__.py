@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import commanding, comparing, evaluating, ledger, looking, service, versions, working
+from cli import asking, commanding, comparing, evaluating, ledger, looking, service, versions, working
 from cli.terminal import complaints
 from errors import TrainboxError, UsageError
 
@@ -19,9 +19,9 @@ app = typer.Typer(
 for command in (
     *(working.run, working.prepare, working.check, looking.status),
     *(commanding.pause, commanding.resume, commanding.skip, commanding.stop),
-    *(versions.promote, versions.rollback, working.generate, working.doctor),
+    *(versions.promote, versions.rollback, working.doctor),
     *(evaluating.bench, comparing.compare, evaluating.syllo),
-    service.install_service,
+    *(asking.serve, asking.generate, asking.chat, service.install_service),
 ):
     app.command()(command)
 app.command("checkpoints")(looking.list_checkpoints)

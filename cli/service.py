@@ -1,4 +1,4 @@
-"""The command that hands the daemon to systemd."""
+"""The command that hands the daemon, or the inference server, to systemd."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ def install_service(
     system: Annotated[
         bool, typer.Option("--system/--user", help="For the whole machine, or for you alone.")
     ] = False,
+    inference: Annotated[
+        bool, typer.Option("--inference", help="The inference server instead of the daemon.")
+    ] = False,
     name: Annotated[
-        str, typer.Option(help="Name of the unit, for a second one beside the first.")
-    ] = "trainbox",
+        str | None, typer.Option(help="Name of the unit, for a second one beside the first.")
+    ] = None,
     run_as: Annotated[
         str | None, typer.Option(help="Account of a system unit; by default the base folder's owner.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the unit.")] = False,
 ) -> None:
     """Write a systemd unit for this checkout and say how to start it; nothing is enabled by itself."""
-    from service import Service
+    from service import Kind, Program, Service
 
     paths, config = open_base(base)
-    service = Service.here("system" if system else "user", paths, config, name=name, run_as=run_as)
+    kind: Kind = "system" if system else "user"
+    program: Program = "inference" if inference else "daemon"
+    service = Service.here(kind, paths, config, name=name, run_as=run_as, program=program)
     if dry_run:
         console.print(service.unit(), markup=False, soft_wrap=True, end="")
         return

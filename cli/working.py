@@ -1,4 +1,4 @@
-"""Commands that do the work: run, prepare, check, generate, doctor."""
+"""Commands that do the work: run, prepare, check, doctor."""
 
 from __future__ import annotations
 
@@ -60,26 +60,6 @@ def check(
     report = check_file(file, config.data, template, seed=train.seed, name=file.name, plan=plan)
     sys.stdout.write(report.to_json() if as_json else report.to_text())
     raise typer.Exit(0 if report.usable else 1)
-
-
-def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask.")],
-    base: Base = HERE,
-    model: Annotated[str, typer.Option("--model", "-m", help="current, base, or a version.")] = "current",
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    settings: Settings = None,
-) -> None:
-    """Ask the current version, any other, or the base model; greedy, so the same prompt has one answer."""
-    from training.model import load_generator
-
-    paths, config = open_base(base, settings)
-    messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    generator = load_generator(paths, config, model)
-    (answer,) = generator.generate([messages], max_new_tokens=max_new_tokens)
-    console.print(answer.text, markup=False, soft_wrap=True)
 
 
 def doctor(base: Base = HERE) -> None:

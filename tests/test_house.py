@@ -39,6 +39,7 @@ TORCH_ROOMS = {
     "evaluation.short_memory",
     "evaluation.examination",
     "training.version_test",
+    *("serving.adapters", "serving.batching", "serving.decoding", "serving.sampling"),
 }
 
 

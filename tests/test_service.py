@@ -65,6 +65,38 @@ def test_the_unit_starts_this_checkout_with_this_python_on_the_base_folder(base:
     assert start == f':"{sys.executable}" -X faulthandler "{CODE_FOLDER}/daemon.py" --base "{base}"'
 
 
+def test_the_unit_of_inference_starts_the_server_of_this_checkout(base: Path) -> None:
+    paths = Paths(base)
+    for kind, run_as in (("system", "nobody"), ("user", None)):
+        made = Service.here(
+            kind,  # type: ignore[arg-type]
+            *(paths, load_config(base)),
+            run_as=run_as,
+            program="inference",
+        )
+        unit = made.unit()
+        start = f':"{sys.executable}" -X faulthandler -m cli serve --base "{base}"'
+        assert setting(unit, "ExecStart") == start
+        assert f'"PYTHONPATH={CODE_FOLDER}"' in unit
+        assert made.unit_file.name == "trainbox-inference.service"
+        assert "@" not in unit.replace("@system-service", "").replace("@privileged", "").replace(
+            "@resources", ""
+        )
+
+
+@needs_systemd
+def test_systemd_has_nothing_to_say_about_the_unit_of_inference(base: Path, configuration: Path) -> None:
+    shown = trainbox("--base", str(base), "--inference")
+    assert shown.returncode == 0, shown.stderr
+    assert "systemctl --user enable --now trainbox-inference" in shown.stdout
+    unit = configuration / "systemd" / "user" / "trainbox-inference.service"
+    assert setting(unit.read_text(encoding="utf-8"), "Type") == "notify"
+    service.verify(
+        Service.here("system", Paths(base), load_config(base), run_as="daemon", program="inference").unit(),
+        *("trainbox-inference", "system"),
+    )
+
+
 def test_what_a_unit_file_would_interpret_is_escaped(base: Path) -> None:
     unit = make(base / """100% of "a" \\ b""").unit()
     # A checkout that lies in a temporary folder needs that one writable, too.

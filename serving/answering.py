@@ -1,0 +1,194 @@
+"""From a request to its answer: looked up, counted, queued, and handed back piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar, get_args
+
+from starlette.requests import Request
+
+from chat_template import ChatTemplate
+from config import Config, Paths
+from errors import ConfigError, IntegrityError, RecordRefused, TrainboxError, UsageError
+from monitoring.events import Phase
+from monitoring.training_status import read_status
+from serving.batching import Engine
+from serving.catalogue import CURRENT, Catalogue, ServedModel
+from serving.openai_api import ApiError, Usage, Wish
+from serving.tickets import Piece, QueueFull, Ticket
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.25
+"""Time between two looks at which version is current and whether a run trains."""
+QUEUE_RETRY_SECONDS = 1
+TRAINING_RETRY_SECONDS = 30
+_OF_A_RUN = frozenset(get_args(Phase))
+
+Result = TypeVar("Result")
+Encode = Callable[[ChatTemplate], Sequence[Sequence[int]]]
+
+
+class ClientGone(Exception):
+    """Whoever asked does not wait any more."""
+
+
+class Answers:
+    """The answers to the prompts of one request, as they come."""
+
+    def __init__(self, engine: Engine, served: ServedModel) -> None:
+        self._engine = engine
+        self._arrived: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self.served = served
+        self.tickets: list[Ticket] = []
+
+    def receiver(self, index: int) -> Callable[[Piece], None]:
+        """Return what takes the pieces of one prompt, in the thread of the event loop."""
+        return lambda piece: self._arrived.put_nowait((index, piece))
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Yield each piece with the number of its prompt; raise ApiError when there will be no answer."""
+        missing = len(self.tickets)
+        while missing:
+            index, piece = await self._arrived.get()
+            if piece.error is not None:
+                raise api_error(piece.error)
+            missing -= piece.is_last
+            yield index, piece
+
+    async def finished(self) -> list[Piece]:
+        """Return the whole answers, in the order of their prompts; for requests that are not streamed."""
+        found: dict[int, Piece] = {}
+        async for index, piece in self.pieces():
+            found[index] = piece
+        return [found[index] for index in range(len(self.tickets))]
+
+    def usage(self, completion_tokens: int) -> Usage:
+        return Usage.of(sum(len(ticket.prompt) for ticket in self.tickets), completion_tokens)
+
+    def cancel(self) -> None:
+        """Free the places of what is not answered yet."""
+        for ticket in self.tickets:
+            self._engine.cancel(ticket)
+
+
+class Answering:
+    """Takes requests for the models of a base folder."""
+
+    def __init__(self, paths: Paths, config: Config, catalogue: Catalogue, engine: Engine) -> None:
+        self._paths = paths
+        self._config = config.serving
+        self._engine = engine
+        self._followed: str | None = None
+        self.catalogue = catalogue
+        self.is_training = False
+        """Whether a run is at work here, as of the last look."""
+
+    async def begin(self, wish: Wish, encode: Encode) -> Answers:
+        """Queue what a request asks; raise ApiError, or what the catalogue raises, when it cannot be."""
+        wish.refuse_unsupported()
+        if self.is_training and self._config.during_training == "refuse":
+            message = "a run is training, and serving.during_training is 'refuse'; try again later"
+            raise ApiError(503, message, code="training", retry_seconds=TRAINING_RETRY_SECONDS)
+        with self._engine.expecting():
+            served, prompts = await asyncio.to_thread(self._look_up, wish, encode)
+            answers = Answers(self._engine, served)
+            answers.tickets = [
+                Ticket(
+                    *(served, prompt, self._limit(wish, served, prompt), answers.receiver(index)),
+                    sampling=wish.sampling,
+                    stop=wish.stops,
+                    is_streamed=bool(wish.stream),
+                )
+                for index, prompt in enumerate(prompts)
+            ]
+            self._engine.submit(answers.tickets)
+        return answers
+
+    def look(self) -> None:
+        """See which version is current, and whether a run trains; get ready for either."""
+        reading = read_status(self._paths)
+        self.is_training = reading is not None and reading.is_running and reading.status.state in _OF_A_RUN
+        leaves = self.is_training and self._config.during_training != "share"
+        self._engine.go_to("cpu" if leaves else "accelerator")
+        pointer = self.catalogue.pointer()
+        if pointer == self._followed:
+            return
+        self._followed = pointer
+        served = self.catalogue.find(CURRENT)
+        self._engine.prepare(served)
+        logger.info("Answering with %s as current", served.name)
+
+    async def follow(self, has_ended: Callable[[], bool]) -> None:
+        """Keep looking; what is wrong is logged once and looked at again."""
+        trouble = ""
+        while not has_ended():
+            try:
+                await asyncio.to_thread(self.look)
+                trouble = ""
+            except (TrainboxError, OSError) as error:
+                if str(error) != trouble:
+                    logger.error("Cannot follow what is current: %s", error)
+                trouble = str(error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _look_up(self, wish: Wish, encode: Encode) -> tuple[ServedModel, Sequence[Sequence[int]]]:
+        served = self.catalogue.find(wish.model)
+        prompts = encode(served.base.template)
+        for prompt in prompts:
+            self._refuse_length(served, prompt)
+        return served, prompts
+
+    def _refuse_length(self, served: ServedModel, prompt: Sequence[int]) -> None:
+        longest, where = self._config.max_prompt_tokens, "serving.max_prompt_tokens"
+        window = served.base.window_tokens
+        if window is not None and window - 1 < longest:
+            longest, where = window - 1, "the model's context window"
+        if not 1 <= len(prompt) <= longest:
+            message = f"found a prompt of {len(prompt)} tokens, expected 1 to {longest} ({where})"
+            raise ApiError(400, message, code="context_length_exceeded", param="prompt")
+
+    def _limit(self, wish: Wish, served: ServedModel, prompt: Sequence[int]) -> int:
+        """Return how long an answer may become; it also ends where the context window does."""
+        longest = self._config.max_output_tokens
+        wanted = longest if wish.wanted_tokens is None else wish.wanted_tokens
+        if wanted > longest:
+            message = f"max_tokens: found {wanted}, expected at most {longest} (serving.max_output_tokens)"
+            raise ApiError(400, message, code="invalid_value", param="max_tokens")
+        window = served.base.window_tokens
+        return wanted if window is None else min(wanted, window - len(prompt))
+
+
+async def unless_gone(request: Request, answers: Answers, work: Awaitable[Result]) -> Result:
+    """Return what `work` returns; free the places of its answers and raise ClientGone when nobody waits."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        if not working.done():
+            answers.cancel()
+        for task in (working, watching):
+            task.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def api_error(error: TrainboxError) -> ApiError:
+    """Say for a caller what went wrong here."""
+    if isinstance(error, QueueFull):
+        return ApiError(429, str(error), code="queue_full", retry_seconds=QUEUE_RETRY_SECONDS)
+    if isinstance(error, RecordRefused):
+        return ApiError(400, str(error), param=error.field)
+    if isinstance(error, UsageError) and not isinstance(error, ConfigError):
+        return ApiError(404, str(error), code="model_not_found", param="model")
+    code = "damaged" if isinstance(error, IntegrityError) else "unavailable"
+    return ApiError(503, str(error), code=code)

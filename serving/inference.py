@@ -1,0 +1,148 @@
+"""The inference server: one process that loads the base once and answers for every version on port 9000."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import durable
+from config import Config, Paths
+from errors import UsageError
+from monitoring.systemd import Notifier
+from monitoring.training_status import start_ticks
+from serving.access import Access, access_rules
+from serving.adapters import AdaptedModel
+from serving.answering import Answering
+from serving.batching import Engine
+from serving.catalogue import CURRENT, Catalogue
+from serving.inference_api import inference_api
+from serving.monitor_thread import address, listen
+from serving.openai_api import error_body
+from serving.server import Server
+from serving.tickets import Piece, Ticket
+from training.model import set_threads
+
+logger = logging.getLogger(__name__)
+
+MOST_FAILURES = 3
+"""After so many broken rounds in a row the process ends, so that a fresh one takes its place."""
+MORE_CONNECTIONS = 64
+"""Connections beyond those that run and wait."""
+
+
+class InferenceServer:
+    """Loads, listens, answers until told to stop."""
+
+    def __init__(self, paths: Paths, config: Config, environment: Mapping[str, str]) -> None:
+        """Raises ConfigError when others could ask without a token."""
+        self._paths = paths
+        self._config = config
+        self._rules = access_rules(config.serving, paths.base, environment)
+        self._notifier = Notifier.from_environment(environment)
+        self._catalogue = Catalogue(paths, config.model)
+        self._model = AdaptedModel(config)
+        self._loop = asyncio.new_event_loop()
+        serving = config.serving
+        self._engine = Engine(self._model, serving.max_batch, serving.max_queue, self._hand_out)
+        self._answering = Answering(paths, config, self._catalogue, self._engine)
+        connections = serving.max_batch + serving.max_queue + MORE_CONNECTIONS
+        api = inference_api(self._answering, self._health)
+        self._server = _Server(Access(api, self._rules, error_body), connections)
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; return 0 then, 1 when the model is broken."""
+        with self._listen() as listener, contextlib.closing(self._loop):
+            self._get_ready()
+            self._engine.start()
+            try:
+                with self._known_at(address(listener)):
+                    self._loop.run_until_complete(self._serve(listener))
+            finally:
+                self._engine.stop()
+        return int(self._is_broken())
+
+    def _listen(self) -> socket.socket:
+        serving = self._config.serving
+        try:
+            return listen(serving.host, serving.inference_port)
+        except OSError as error:
+            raise UsageError(
+                f"serving.inference_port: cannot listen on {serving.host} port {serving.inference_port}: "
+                f"{error.strerror}; end what listens there, or choose another port"
+            ) from error
+
+    def _get_ready(self) -> None:
+        """Load what will be asked for first, so that the first answer does not wait for it."""
+        set_threads(self._config.train)
+        self._answering.look()
+        self._engine.load_now(self._catalogue.find(CURRENT))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._server.stop)
+        following = asyncio.ensure_future(self._answering.follow(self._keep_alive))
+        try:
+            await self._server.serve([listener])
+        finally:
+            following.cancel()
+
+    def _keep_alive(self) -> bool:
+        """Show systemd a sign of life; tell whether the server has to end."""
+        self._notifier.ping()
+        if self._is_broken():
+            logger.error("Ended after %d broken rounds in a row", self._engine.failures)
+            self._server.stop()
+        return self._is_broken()
+
+    def _is_broken(self) -> bool:
+        return self._engine.failures >= MOST_FAILURES
+
+    @contextlib.contextmanager
+    def _known_at(self, url: str) -> Iterator[None]:
+        """Tell where the server listens for as long as it does."""
+        document = {"url": url, "pid": os.getpid(), "pid_start_ticks": start_ticks(os.getpid())}
+        durable.write_json(self._paths.inference_address, document, sync=False)
+        logger.info("Answering at %s", url)
+        self._notifier.send("READY=1", f"STATUS=answering at {url}")
+        try:
+            yield
+        finally:
+            self._notifier.send("STOPPING=1")
+            self._paths.inference_address.unlink(missing_ok=True)
+
+    def _hand_out(self, pieces: Sequence[tuple[Ticket, Piece]]) -> None:
+        """Bring the pieces of a round into the event loop at once, from the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_receive, pieces)
+
+    def _health(self) -> dict[str, Any]:
+        return {
+            "status": "ok",
+            "pid": os.getpid(),
+            "base_folder": str(self._paths.base),
+            "current": self._catalogue.find(CURRENT).name,
+            "device": str(self._model.model.device),
+            "adapters": self._model.adapters,
+            "running": self._engine.running,
+            "waiting": self._engine.waiting,
+            "is_training": self._answering.is_training,
+        }
+
+
+class _Server(Server):
+    """Leaves signals to the process it is all of."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _receive(pieces: Sequence[tuple[Ticket, Piece]]) -> None:
+    for ticket, piece in pieces:
+        ticket.receive(piece)
