@@ -143,6 +143,10 @@ class TrainConfig(Section):
     """DPO's beta or ORPO's lambda."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the worker; 0 leaves the choice to torch."""
+    replay_ratio: Annotated[float, Field(ge=0, le=0.9)] = 0.3
+    """Share of the records of a run that come from the files learned before."""
+    replay_memory_records: Annotated[int, Field(ge=0)] = 2000
+    """Records of each trained file that are kept for that, for ever; 0 keeps none of later files."""
 
 
 class EvaluationConfig(Section):
@@ -158,6 +162,10 @@ class EvaluationConfig(Section):
     """Held-out prompts answered at each evaluation and shown live."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Largest share of a run's time for such answers; those of the start and of the end are always given."""
+    suites: list[str] = ["everyday_facts", "everyday_formats"]
+    """Suites that each new version is tested on: names of ours, or paths of JSONL files; may be empty."""
+    max_test_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Time for testing a new version, as a share of its training; some losses are measured in any case."""
 
 
 class ScoringConfig(Section):
@@ -178,6 +186,8 @@ class ScoringConfig(Section):
 class PromotionConfig(Section):
     """When a new version replaces the current one."""
 
+    policy: Literal["not_worse", "better", "always", "manual"] = "not_worse"
+    """What a new version must show: no harm, or a gain besides; always and manual ask for nothing."""
     tolerance: NonNegativeFloat = 0.02
     """Nats per token by which held-out loss may significantly rise before a version is held."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -455,6 +465,16 @@ class RunPaths:
         return self.data / "held_out.jsonl"
 
     @property
+    def replay_records(self) -> Path:
+        """Records of earlier files that this run trains again."""
+        return self.data / "replay.jsonl"
+
+    @property
+    def replay_facts(self) -> Path:
+        """Which earlier files these are; written last."""
+        return self.data / "replay.json"
+
+    @property
     def tokens(self) -> Path:
         """Folder of the tokenised records."""
         return self.data / "tokens"
@@ -466,6 +486,11 @@ class RunPaths:
     @property
     def events(self) -> Path:
         return self.folder / "events.jsonl"
+
+    @property
+    def version_test(self) -> Path:
+        """Folder of the test of what was trained: its plan and each finished part."""
+        return self.folder / "version_test"
 
     @property
     def evolution(self) -> Path:
@@ -593,6 +618,11 @@ class Paths:
     def held_out(self) -> Path:
         """One file of held-out records for each accepted file, kept for ever."""
         return self.models / "held_out"
+
+    @property
+    def replay(self) -> Path:
+        """A sample of the records of each trained file, kept for ever."""
+        return self.models / "replay"
 
     @property
     def monitor_address(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ from evaluation.graders import grade, token_f1
 from evaluation.items import Item, ItemResult
 from evaluation.losses import target_log_probs
 from evaluation.short_memory import in_parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Expectation:
+    """What a model makes of an expected answer without giving one of its own."""
+
+    loss_sum: float
+    tokens: int
+    is_said: bool
 
 
 class Examiner:
@@ -33,9 +43,13 @@ class Examiner:
 
         Raises RecordRefused when the template cannot render a conversation.
         """
+        return [(found.loss_sum, found.tokens) for found in self._expect(items, on_batch)]
+
+    def _expect(self, items: Sequence[Item], on_batch: Callable[[], None]) -> list[_Expectation]:
+        """Score the expected answer of each item, in the order given."""
         rows = [self._template.encode_messages(item.conversation, item.tools) for item in items]
         by_length = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))
-        found: dict[int, tuple[float, int]] = {}
+        found: dict[int, _Expectation] = {}
         was_training = self._model.training
         self._model.eval()
         try:
@@ -61,10 +75,10 @@ class Examiner:
 
         `on_batch` is called after each batch; what it raises ends the examination.
         """
-        losses: Sequence[tuple[float, int] | None] = [None] * len(items)
+        losses: Sequence[_Expectation | None] = [None] * len(items)
         answers: Sequence[Answer | None] = [None] * len(items)
         if with_losses:
-            losses = self.losses(items, on_batch)
+            losses = self._expect(items, on_batch)
         if with_answers:
             answers = self._answers(items, on_batch)
         return [_result(*found) for found in zip(items, losses, answers, strict=True)]
@@ -82,7 +96,7 @@ class Examiner:
             on_batch()
         return [answers[number] for number in range(len(items))]
 
-    def _score(self, rows: Sequence[Encoded]) -> list[tuple[float, int]]:
+    def _score(self, rows: Sequence[Encoded]) -> list[_Expectation]:
         width = max(len(row.input_ids) for row in rows)
         pad = self._template.pad_token_id
         ids = torch.tensor([row.input_ids + [pad] * (width - len(row.input_ids)) for row in rows])
@@ -97,26 +111,35 @@ class Examiner:
         ]
         device = self._model.device
         precision = torch.autocast(device.type, torch.bfloat16, enabled=self._model.dtype == torch.bfloat16)
+        wanted = torch.tensor(targets, device=device)
+        greedy: list[torch.Tensor] = []
         with torch.no_grad(), precision:
             log_probs = target_log_probs(
                 self._model,
                 ids.to(device),
                 torch.tensor(positions, device=device),
-                torch.tensor(targets, device=device),
+                wanted,
+                on_logits=lambda logits: greedy.append(logits.argmax(-1)),
             )
         counts = [end - start for start, end in spans]
-        return [(float(-part.sum()), len(part)) for part in torch.split(log_probs, counts)]
+        # Each expected token is the likeliest after those before it: just what greedy decoding would say.
+        is_said = torch.split(torch.cat(greedy) == wanted, counts)
+        return [
+            _Expectation(float(-part.sum()), len(part), bool(said.all()))
+            for part, said in zip(torch.split(log_probs, counts), is_said, strict=True)
+        ]
 
 
-def _result(item: Item, loss: tuple[float, int] | None, answer: Answer | None) -> ItemResult:
+def _result(item: Item, loss: _Expectation | None, answer: Answer | None) -> ItemResult:
     judged = None if answer is None else grade(item.grader, item.expected, answer.text)
     return ItemResult(
         item_id=item.item_id,
         level=item.level,
         grader=item.grader.name,
         expected=item.expected,
-        loss_sum=None if loss is None else loss[0],
-        loss_tokens=None if loss is None else loss[1],
+        loss_sum=None if loss is None else loss.loss_sum,
+        loss_tokens=None if loss is None else loss.tokens,
+        says_expected=None if loss is None else loss.is_said,
         answer=None if answer is None else answer.text,
         correct=None if judged is None else judged.correct,
         score=None if judged is None else judged.score,

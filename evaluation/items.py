@@ -44,6 +44,8 @@ class ItemResult(BaseModel):
     loss_sum: float | None = None
     """Nats of the trained tokens of the expected answer; None where only answers were asked for."""
     loss_tokens: int | None = None
+    says_expected: bool | None = None
+    """Whether the model, asked greedily, says the expected answer token for token; known with its loss."""
     answer: str | None = None
     """As the model gave it; None where only losses were asked for."""
     correct: bool | None = None

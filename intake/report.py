@@ -75,8 +75,13 @@ class Plan(Document):
     steps_per_epoch: int
     total_steps: int
     tokens_per_epoch: int
+    """Of this file."""
+    replayed: dict[str, int] = {}
+    """By job: records of earlier files that each epoch trains again."""
     estimated_seconds: float | None = None
     """None until the speed of this model on this machine is known."""
+    test_share: float = 0.0
+    """Largest share of the training time that testing the new version takes."""
 
 
 class Limits(Document):
@@ -199,6 +204,16 @@ def _plan(card: ReportCard) -> Iterator[str]:
     seconds = plan.estimated_seconds
     time = "time not known yet" if seconds is None else f"about {_duration(seconds)}"
     yield _row("Plan", f"{steps}, each of {plan.rows:,} rows and {plan.tokens_per_epoch:,} tokens; {time}")
+    if plan.test_share:
+        at_most = "" if seconds is None else f", up to {_duration(seconds * plan.test_share)}"
+        yield _row(
+            "", f"then a test of what was learned, at most {plan.test_share:.0%} of that time{at_most}"
+        )
+    if plan.replayed:
+        files = f"{len(plan.replayed):,} earlier files" if len(plan.replayed) > 1 else "an earlier file"
+        yield _row(
+            "", f"and {sum(plan.replayed.values()):,} records of {files}, so that they are not forgotten"
+        )
 
 
 def _notes(card: ReportCard) -> Iterator[str]:

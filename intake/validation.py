@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import orjson
+
 from chat_template import ChatTemplate
 from config import DataConfig, RunPaths
 from durable import sha256_file
 from errors import RecordRefused
 from intake.candidates import Candidate, CandidateReader
 from intake.display import printable
-from intake.formats import content_key
+from intake.formats import Kind, content_key
 from intake.measuring import Measure, measure_all
 from intake.outputs import RecordFiles
 from intake.raw_records import BadRecord, RawRecord
@@ -45,6 +47,10 @@ class PlanInputs:
     epochs: int
     tokens_per_second: float | None = None
     """Speed of earlier runs with this model on this machine; None when there was none."""
+    replayed: Callable[[Kind, int], dict[str, int]] = lambda kind, rows: {}
+    """Says how many records of which earlier files are mixed into so many rows of a kind, in an epoch."""
+    test_share: float = 0.0
+    """Largest share of the training time that testing the new version takes."""
 
 
 def check_file(
@@ -164,7 +170,9 @@ class _Judge:
                     rows = math.ceil(measure.length / limit)
                 case _:
                     self._raise_too_long(measure)
-        stored = b'{"line":%d,%b\n' % (candidate.source.line, candidate.content[1:])
+        grader = candidate.record.grader
+        judged = b"" if grader is None else b'"grader":%b,' % orjson.dumps(grader)
+        stored = b'{"line":%d,%b%b\n' % (candidate.source.line, judged, candidate.content[1:])
         return Accepted(candidate.source.line, stored, rows, tokens)
 
     def _raise_too_long(self, measure: Measure) -> NoReturn:
@@ -227,7 +235,7 @@ def _write_card(
         tokens=judge.tokens.summary(),
         refusals=judge.refusals,
         notes=[*reader.notes(), *_note_unlisted(judge)],
-        plan=_make_plan(judge, plan) if reason is None else None,
+        plan=_make_plan(judge, reader.kind, plan) if reason is None and reader.kind else None,
         limits=Limits(
             max_length=config.max_length,
             excess_length=config.excess_length,
@@ -264,8 +272,12 @@ def _reason(config: DataConfig, reader: CandidateReader, judge: _Judge) -> str |
     return None
 
 
-def _make_plan(judge: _Judge, inputs: PlanInputs) -> Plan:
-    steps = math.ceil(judge.rows / inputs.batch_records)
+def _make_plan(judge: _Judge, kind: Kind, inputs: PlanInputs) -> Plan:
+    replayed = inputs.replayed(kind, judge.rows)
+    rows = judge.rows + sum(replayed.values())
+    steps = math.ceil(rows / inputs.batch_records)
+    # What is replayed is taken to be as long as the file's own records.
+    tokens = judge.planned_tokens * inputs.epochs * rows / judge.rows
     speed = inputs.tokens_per_second
     return Plan(
         records=judge.accepted,
@@ -274,5 +286,7 @@ def _make_plan(judge: _Judge, inputs: PlanInputs) -> Plan:
         steps_per_epoch=steps,
         total_steps=steps * inputs.epochs,
         tokens_per_epoch=judge.planned_tokens,
-        estimated_seconds=judge.planned_tokens * inputs.epochs / speed if speed else None,
+        replayed=replayed,
+        estimated_seconds=tokens / speed if speed else None,
+        test_share=inputs.test_share,
     )

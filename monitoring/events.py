@@ -75,6 +75,8 @@ class PlanEvent(_Event):
     start_step: int = 0
     parent: str | None = None
     trainable_parameters: int | None = None
+    replayed: dict[str, int] = {}
+    """By job: records of earlier files that each epoch trains again; the other numbers are the file's own."""
 
 
 class StepEvent(_Event):
@@ -183,6 +185,8 @@ class PublishedEvent(_Event):
     version: str
     decision: Literal["promote", "hold"]
     reason: str
+    reasons: tuple[str, ...] = ()
+    """Everything that speaks against the version, each with its numbers."""
     before_loss: float | None
     after_loss: float | None
 

@@ -93,6 +93,16 @@ class QueueStatus(_Part):
     trouble: str | None = None
 
 
+class VersionVerdict(_Part):
+    """Whether the newest version became current, and why."""
+
+    version: str
+    decision: Literal["promote", "hold"]
+    reason: str
+    reasons: tuple[str, ...] = ()
+    """Everything that speaks against it, each with its numbers."""
+
+
 class TrainingStatus(_Part):
     """The whole document."""
 
@@ -112,6 +122,8 @@ class TrainingStatus(_Part):
     current_file: str | None = None
     version: str | None = None
     """The version that is current."""
+    last_verdict: VersionVerdict | None = None
+    """Of the version published last; it stays until the next one."""
     control: ControlStatus | None = None
     queue: QueueStatus = QueueStatus()
     ledger_trouble: str | None = None
@@ -298,7 +310,12 @@ class StatusWriter:
             case CheckpointEvent() if event.best is not None:
                 self.update(best_checkpoint=event.best)
             case PublishedEvent():
-                self.update(message=f"{event.version}: {event.decision}, {event.reason}")
+                verdict = VersionVerdict(
+                    version=event.version, decision=event.decision, reason=event.reason, reasons=event.reasons
+                )
+                self.update(
+                    message=f"{event.version}: {event.decision}, {event.reason}", last_verdict=verdict
+                )
             case _:
                 self.beat()
 

@@ -152,6 +152,7 @@ class Workshop:
             "data.held_out_fraction=0.2",
             "evaluation.sample_prompts=1",
             "evaluation.max_share=1",
+            "evaluation.suites=[]",
         )
         settings = [f"model.base={self.model}", "train.learning_rate=1e-2", *small, *overrides]
         run.config_file.write_text(dump_config(load_config(self.paths.base, settings)))

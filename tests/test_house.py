@@ -37,6 +37,7 @@ TORCH_ROOMS = {
     *("evaluation.generation", "evaluation.losses", "evaluation.fixed_eval", "serving.inference"),
     "evaluation.short_memory",
     "evaluation.examination",
+    "training.version_test",
 }
 
 

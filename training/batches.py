@@ -7,8 +7,9 @@ with exactly the records it would have had, and every record is trained once an 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from chat_template import IGNORE
+from training.dataset import TokenRows
+from training.replay import shares
 
 MEGA_BATCHES = 64
 """Micro-batches shuffled together before their records are sorted by length."""
@@ -29,22 +32,65 @@ class Row(TypedDict):
     labels: Sequence[NDArray[np.int32]]
 
 
+@dataclass(frozen=True)
+class ReplayTurns:
+    """Which replayed rows come in which epoch: of each source as many, the next ones in turn."""
+
+    lengths: NDArray[np.int32]
+    shares: Mapping[str, tuple[range, int]]
+    """By source: its row numbers, and how many of them an epoch takes; never more than there are."""
+
+    @property
+    def rows_per_epoch(self) -> int:
+        return sum(count for _, count in self.shares.values())
+
+    def of_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Return the row numbers of one epoch, each at most once."""
+        turns = [
+            rows.start + (np.arange(count) + epoch * count) % len(rows)
+            for rows, count in self.shares.values()
+        ]
+        return np.concatenate([np.empty(0, dtype=np.int64), *turns])
+
+
+def replay_turns(rows: TokenRows, drawn: Mapping[str, int], wanted: int) -> ReplayTurns:
+    """Plan `wanted` rows of each epoch; `drawn` says how many records each source has, one after another."""
+    lines = np.asarray(rows.lines)
+    ends = np.cumsum(list(drawn.values()))
+    # A record may be left without a row, where it is longer than it may be today.
+    places = [0, *(int(place) for place in np.searchsorted(lines, ends, side="right"))]
+    ranges = {source: range(*place) for source, place in zip(drawn, pairwise(places), strict=True)}
+    given = shares(wanted, {source: len(its) for source, its in ranges.items()})
+    return ReplayTurns(rows.lengths, {source: (ranges[source], count) for source, count in given.items()})
+
+
 class StepPlan(Sampler[list[int]]):
     """The record numbers of each optimizer step of the epoch set by `set_epoch`, in order.
 
     Records of like length come together: the shuffled records are sorted inside mega-batches, cut into
     micro-batches, and the micro-batches are shuffled again. The last step of an epoch may be smaller.
+    Replayed records are shuffled in among the run's own; their numbers follow after those.
     """
 
-    def __init__(self, lengths: NDArray[np.int32], micro_batch: int, accumulation: int, seed: int) -> None:
-        self._lengths = lengths
+    def __init__(
+        self,
+        lengths: NDArray[np.int32],
+        micro_batch: int,
+        accumulation: int,
+        seed: int,
+        replay: ReplayTurns | None = None,
+    ) -> None:
+        self._own = len(lengths)
+        self._replay = replay
+        self._lengths = lengths if replay is None else np.concatenate([lengths, replay.lengths])
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return math.ceil(len(self._lengths) / (self._micro_batch * self._accumulation))
+        rows = self._own + (0 if self._replay is None else self._replay.rows_per_epoch)
+        return math.ceil(rows / (self._micro_batch * self._accumulation))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -57,7 +103,8 @@ class StepPlan(Sampler[list[int]]):
 
     def _micro_batches(self, random: np.random.Generator) -> list[NDArray[np.int64]]:
         """Cut the epoch's order into micro-batches; only the very last may be smaller than the others."""
-        order = random.permutation(len(self._lengths))
+        order = self._records()
+        order = order[random.permutation(len(order))]
         size = self._micro_batch
         # The odd records are set aside first, so that every other micro-batch is full.
         odd = order[len(order) - len(order) % size :]
@@ -69,6 +116,11 @@ class StepPlan(Sampler[list[int]]):
             cut = mega.reshape(-1, size)
             full.extend(cut[random.permutation(len(cut))])
         return [*full, odd] if len(odd) else full
+
+    def _records(self) -> NDArray[np.int64]:
+        """Return the numbers of the records that the epoch trains."""
+        own = np.arange(self._own)
+        return own if self._replay is None else np.append(own, self._own + self._replay.of_epoch(self.epoch))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ from intake.formats import Record
 logger = logging.getLogger(__name__)
 
 
+REPLAY = "replay"
+"""The file of records that earlier runs have accepted, under limits that may have been others."""
 CHUNK_RECORDS = 256
 PROVED_RECORDS = 64
 Kind = Literal["chat", "text", "preference"]
@@ -102,7 +104,11 @@ def tokenise_run(
             durable.remove_tree(folder)
         durable.make_folder(folder)
         facts = {
-            name: _tokenise_file(path, folder / f"{name}.arrow", template, config, on_progress)
+            name: _tokenise_file(
+                *(path, folder / f"{name}.arrow", template),
+                config.model_copy(update={"excess_length": "drop"}) if name == REPLAY else config,
+                on_progress,
+            )
             for name, path in files.items()
         }
         durable.seal_folder(folder, {"key": key, "facts": {name: vars(fact) for name, fact in facts.items()}})
@@ -145,9 +151,10 @@ def _tokenise_file(
 
 
 def _chunks(source: Path) -> Iterator[list[Record]]:
+    """Yield the records of a file, some at a time, those of one chunk of one kind."""
     with open(source, "rb") as lines:
         while chunk := [Record.from_json(orjson.loads(line)) for line in islice(lines, CHUNK_RECORDS)]:
-            yield chunk
+            yield from (list(records) for _, records in groupby(chunk, key=lambda record: record.kind))
 
 
 def _rows(
@@ -223,6 +230,8 @@ def _fit(sequences: list[Piece], config: DataConfig) -> list[list[Piece]]:
         (ids, labels), size = sequences[0], config.max_length
         pieces = [(ids[at : at + size], labels[at : at + size]) for at in range(0, len(ids), size)]
         return [[piece] for piece in pieces if _trained(piece[1])]
+    if config.excess_length == "drop":
+        return []
     raise JobFailed("data", f"a record of {max(len(ids) for ids, _ in sequences)} tokens was accepted")
 
 

@@ -1,77 +1,282 @@
-"""Promote or hold: a new version is held only when it is significantly worse than what it would replace."""
+"""Promote or hold: paired tests of a candidate on every slice, all slices together, and their verdict.
+
+Pure: results go in, a decision with its reasons comes out. A candidate is held when it got significantly
+worse anywhere, when its file gave reason to doubt it, or when the policy wants more than no harm.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
-
 from config import PromotionConfig
+from evaluation.comparison import Difference, holm, mcnemar_exact, noise_floor, paired_bootstrap
+from evaluation.items import ItemResult
+from training.version_report import Measure, SliceFacts, SliceTest
 
-RESAMPLES = 4999
-_NUMBERS_AT_ONCE = 4_000_000
+Against = Literal["current", "base"]
+
+_MEASURE_WORDS: dict[Measure, str] = {
+    "loss": "loss",
+    "verbatim": "expected answers said word for word",
+    "answers": "right answers",
+}
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether a candidate becomes current, and the numbers that say so.
+class Change:
+    """Held-out losses of the run's own file before and after it, in nats per token.
 
-    `mean_difference` and `interval` are of after - before in nats per token, so that negative is better;
-    None where nothing could be compared.
+    `mean_difference` and `interval` are of after - before, so that negative is better; None where a loss is
+    no number.
     """
 
-    decide: Literal["promote", "hold"]
-    reason: str
+    text: str
     mean_difference: float | None = None
     interval: tuple[float, float] | None = None
 
 
-def decide(before: Sequence[float], after: Sequence[float], config: PromotionConfig, seed: int) -> Decision:
-    """Compare the losses of two models on the same held-out records, pair by pair.
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate becomes current, and the numbers that say so."""
 
-    `before[i]` and `after[i]` are the losses of record i in nats per token. The candidate is held when the
-    whole confidence interval of the mean difference (paired percentile bootstrap) lies above
-    ``promotion.tolerance``, or when it gives a loss that is no number. With few records the interval is
-    too narrow rather than too wide, which errs on the side of holding; a held version can be promoted by
-    hand.
+    decide: Literal["promote", "hold"]
+    reason: str
+    """One sentence for lists and logs."""
+    reasons: tuple[str, ...] = ()
+    """Everything that speaks against it, each with its numbers."""
+    tests: tuple[SliceTest, ...] = ()
+    mean_difference: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def compare_losses(
+    facts: SliceFacts,
+    before: Sequence[float],
+    after: Sequence[float],
+    config: PromotionConfig,
+    *,
+    seed: int,
+    against: Against = "current",
+) -> list[SliceTest]:
+    """Test the losses of the same records; no test where the model before gave none to compare with.
+
+    A rise counts from `promotion.tolerance` on, or from the noise floor where that is higher: by so much
+    the model before seems worse than itself when other records are drawn.
     """
+    pairs = [pair for pair in zip(before, after, strict=True) if all(map(math.isfinite, pair))]
+    if not pairs:
+        return []
+    old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    margin = max(config.tolerance, noise_floor(old, confidence=config.confidence, seed=seed))
+    worse = _bootstrap(old, new, config, seed, "worse", margin)
+    return [
+        SliceTest(
+            slice_id=facts.slice_id,
+            name=facts.name,
+            against=against,
+            measure="loss",
+            records=len(pairs),
+            before=math.fsum(old) / len(old),
+            after=math.fsum(new) / len(new),
+            difference=worse.mean,
+            interval=worse.interval,
+            margin=margin,
+            p_worse=worse.p_value,
+            p_better=_bootstrap(old, new, config, seed, "better", 0.0).p_value,
+        )
+    ]
+
+
+def compare_results(
+    facts: SliceFacts,
+    before: Sequence[ItemResult],
+    after: Sequence[ItemResult],
+    config: PromotionConfig,
+    *,
+    seed: int,
+    against: Against = "current",
+    with_losses: bool = True,
+) -> list[SliceTest]:
+    """Test all that two models have in common on one slice: losses, words said, answers given."""
+    known = {result.item_id: result for result in before}
+    pairs = [(known[result.item_id], result) for result in after if result.item_id in known]
+    tests = []
+    if with_losses:
+        losses = [(one.loss, two.loss) for one, two in pairs if one.loss is not None and two.loss is not None]
+        old, new = [pair[0] for pair in losses], [pair[1] for pair in losses]
+        tests += compare_losses(facts, old, new, config, seed=seed, against=against)
+    tests += _compare_right(
+        facts, "verbatim", [(a.says_expected, b.says_expected) for a, b in pairs], against
+    )
+    tests += _compare_right(facts, "answers", [(a.correct, b.correct) for a, b in pairs], against)
+    return tests
+
+
+def compare_with_base(
+    facts: SliceFacts,
+    base: Sequence[ItemResult],
+    before: Sequence[ItemResult],
+    after: Sequence[ItemResult],
+    config: PromotionConfig,
+    *,
+    seed: int,
+) -> list[SliceTest]:
+    """Test whether a candidate falls behind the base where the model before had not: slow decay adds up.
+
+    What had fallen behind earlier, and was promoted nevertheless, is not held against the candidate.
+    """
+    behind = {
+        test.measure
+        for test in compare_results(facts, base, before, config, seed=seed)
+        if test.p_worse < 1 - config.confidence
+    }
+    tests = compare_results(facts, base, after, config, seed=seed, against="base")
+    return [test for test in tests if test.measure not in behind]
+
+
+def broken_losses(facts: SliceFacts, results: Sequence[ItemResult]) -> list[str]:
+    """Say on how many records a candidate's loss is no number."""
+    broken = sum(
+        result.loss_tokens is not None and (result.loss is None or not math.isfinite(result.loss))
+        for result in results
+    )
+    return [f"{facts.name}: loss is not a number for {broken} of {len(results)} records"] if broken else []
+
+
+def held_out_change(
+    before: Sequence[float], after: Sequence[float], config: PromotionConfig, seed: int
+) -> Change:
+    """Describe how the losses of the file's own held-out records changed."""
     if len(before) != len(after):
         raise ValueError(f"{len(before)} losses before and {len(after)} after are not of the same records")
     if not before:
-        return Decision("promote", "no held-out records to test on")
-    old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    broken = int(np.count_nonzero(~np.isfinite(new)))
+        return Change("no held-out records to test on")
+    broken = sum(not math.isfinite(loss) for loss in after)
     if broken:
-        return Decision("hold", f"held-out loss is not a number for {broken} of {len(new)} records")
-    if not np.isfinite(old).all():
-        return Decision("promote", "held-out loss is finite, and was not before")
-    difference = float(np.mean(new - old))
-    low, high = interval = _interval_of_mean(new - old, config.confidence, seed)
-    numbers = (
-        f"held-out loss {old.mean():.4f} → {new.mean():.4f} on {len(new)} records "
-        f"({difference:+.4f}, {100 * config.confidence:g} % interval {low:+.4f} to {high:+.4f})"
+        return Change(f"held-out loss is not a number for {broken} of {len(after)} records")
+    if not all(map(math.isfinite, before)):
+        return Change("held-out loss is finite, and was not before")
+    found = paired_bootstrap(before, after, confidence=config.confidence, seed=seed)
+    low, high = found.interval
+    return Change(
+        f"held-out loss {math.fsum(before) / len(before):.4f} → {math.fsum(after) / len(after):.4f} on "
+        f"{len(after)} records ({found.mean:+.4f}, {100 * config.confidence:g} % interval {low:+.4f} to "
+        f"{high:+.4f})",
+        found.mean,
+        found.interval,
     )
-    if low > config.tolerance:
-        reason = f"{numbers}: significantly worse than the tolerated {config.tolerance:+.4f}"
-        return Decision("hold", reason, difference, interval)
-    return Decision("promote", numbers, difference, interval)
 
 
-def _interval_of_mean(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
-    if len(values) == 1:
-        return float(values[0]), float(values[0])
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, _NUMBERS_AT_ONCE // len(values)),
-        confidence_level=confidence,
-        # The bias-corrected interval is undefined when all differences are equal.
-        method="percentile",
-        rng=np.random.default_rng(seed),
+def decide(
+    tests: Sequence[SliceTest],
+    config: PromotionConfig,
+    *,
+    change: Change,
+    broken: Sequence[str] = (),
+    doubts: Sequence[str] = (),
+) -> Decision:
+    """Weigh all tests of a candidate together.
+
+    `broken` are losses that are no numbers, `doubts` what was found out about the file. The tests of all
+    slices are corrected for being many, so that a version that is no worse is held in at most
+    1 - `promotion.confidence` of all cases.
+    """
+    judged = _judged(tests, config.confidence)
+    worse = [_in_words(test) for test in judged if test.outcome == "worse"]
+    against = [*broken, *worse, *doubts]
+    is_better = any(test.outcome == "better" and test.against == "current" for test in judged)
+    decision: Literal["promote", "hold"] = "promote"
+    reason = change.text
+    match config.policy:
+        case "always":
+            reason += "; promotion.policy is always"
+        case "manual":
+            decision, reason = "hold", f"{reason}; promotion.policy is manual: a person decides"
+        case _ if against:
+            decision = "hold"
+        case "better" if not is_better:
+            decision = "hold"
+            reason += "; promotion.policy is better, and nothing got significantly better"
+    if against:
+        more = f" (and {len(against) - 1} more)" if len(against) > 1 else ""
+        reason = f"{against[0]}{more}; {reason}"
+    return Decision(decision, reason, tuple(against), judged, change.mean_difference, change.interval)
+
+
+def _judged(tests: Sequence[SliceTest], confidence: float) -> tuple[SliceTest, ...]:
+    """Return the tests with their p-values corrected for all of them, and what they say."""
+    worse, better = holm([test.p_worse for test in tests]), holm([test.p_better for test in tests])
+    alpha = 1 - confidence
+    judged = []
+    for test, p_worse, p_better in zip(tests, worse, better, strict=True):
+        outcome: Literal["worse", "better", "no difference"] = (
+            "worse" if p_worse < alpha else "better" if p_better < alpha else "no difference"
+        )
+        fields = {"adjusted_p_worse": p_worse, "adjusted_p_better": p_better, "outcome": outcome}
+        judged.append(test.model_copy(update=fields))
+    return tuple(judged)
+
+
+def _compare_right(
+    facts: SliceFacts,
+    measure: Measure,
+    pairs: Sequence[tuple[bool | None, bool | None]],
+    against: Against,
+) -> list[SliceTest]:
+    known = [(one, two) for one, two in pairs if one is not None and two is not None]
+    if not known:
+        return []
+    before, after = [pair[0] for pair in known], [pair[1] for pair in known]
+    worse = mcnemar_exact(before, after, "worse")
+    shares = sum(before) / len(known), sum(after) / len(known)
+    return [
+        SliceTest(
+            slice_id=facts.slice_id,
+            name=facts.name,
+            against=against,
+            measure=measure,
+            records=len(known),
+            before=shares[0],
+            after=shares[1],
+            difference=shares[1] - shares[0],
+            gained=worse.gained,
+            lost=worse.lost,
+            p_worse=worse.p_value,
+            p_better=mcnemar_exact(before, after, "better").p_value,
+        )
+    ]
+
+
+def _bootstrap(
+    old: Sequence[float],
+    new: Sequence[float],
+    config: PromotionConfig,
+    seed: int,
+    alternative: Literal["worse", "better"],
+    margin: float,
+) -> Difference:
+    return paired_bootstrap(
+        *(old, new), confidence=config.confidence, seed=seed, alternative=alternative, margin=margin
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _in_words(test: SliceTest) -> str:
+    than = "" if test.against == "current" else " than the base"
+    words = _MEASURE_WORDS[test.measure]
+    if test.measure == "loss":
+        numbers = (
+            f"{test.before:.4f} → {test.after:.4f} on {test.records} records "
+            f"({test.difference:+.4f}, tolerated {test.margin:+.4f}"
+        )
+    else:
+        numbers = (
+            f"{test.before:.0%} → {test.after:.0%} of {test.records} records "
+            f"({test.lost} lost, {test.gained} gained"
+        )
+    return (
+        f"significantly worse{than} on {test.name}: {words} {numbers}, "
+        f"p {test.adjusted_p_worse:.2g} after correction)"
+    )

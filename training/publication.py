@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import durable
 from config import Config
@@ -14,6 +15,8 @@ from training.model import Learner
 from training.optimization import OPTIMIZER, PARAMETER_NAMES
 from training.promotion import Decision
 from training.trainer import RecordLosses
+from training.version_matrix import transfer_of
+from training.version_report import REPORT, RESULTS, ModelRole, VersionReport
 from training.versions import HeldOutResult, RecordCounts, Version, VersionFacts, VersionStore
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -30,9 +33,12 @@ class Result:
     """The checkpoint that was chosen, and how it compares with what the run began with."""
 
     candidate: Checkpoint
-    before: RecordLosses | None
-    after: RecordLosses | None
+    losses: tuple[RecordLosses, RecordLosses] | None
+    """Of the run's own held-out records, before and after; None where nothing was held out."""
     decision: Decision
+    report: VersionReport
+    results: Path
+    """Folder with the single results of the test."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Publication:
     learner: Learner
     parent: Version | None
     train_records: int
+    replayed: dict[str, int]
+    """By earlier job: records trained again in each epoch."""
     steps: int
     result: Result
 
@@ -52,7 +60,10 @@ class Publication:
         staging = versions.stage()
         try:
             self._fill(staging)
-            return versions.publish(staging, self._facts())
+            facts, report = self._facts(), self.result.report
+            report = report.model_copy(update={"transfer": transfer_of(versions, facts, report)})
+            durable.write_json(staging / REPORT, report.model_dump(mode="json"))
+            return versions.publish(staging, facts, report)
         except OSError:
             if staging.exists():
                 durable.remove_tree(staging)
@@ -66,6 +77,7 @@ class Publication:
             if (self.learner.base / name).is_file():
                 durable.copy_file(self.learner.base / name, staging / name)
         _copy_moments(checkpoint, staging / TRAINING_STATE)
+        _copy_results(self.result.results, staging / RESULTS)
 
     def _facts(self) -> VersionFacts:
         best = self.result.candidate.facts
@@ -80,7 +92,7 @@ class Publication:
             base_sha256=self.learner.base_sha256,
             created_at=now(),
             config=self.config.model_dump(mode="json"),
-            records=RecordCounts(train=self.train_records, held_out=held_out.records),
+            records=RecordCounts(train=self.train_records, held_out=held_out.records, replayed=self.replayed),
             steps=self.steps,
             epochs=self.config.train.num_train_epochs,
             tokens=best.tokens,
@@ -88,6 +100,7 @@ class Publication:
             held_out=held_out,
             decision=self.result.decision.decide,
             decision_reason=self.result.decision.reason,
+            decision_reasons=self.result.decision.reasons,
             best_checkpoint=best.step,
         )
 
@@ -99,6 +112,7 @@ def published_event(version: Version) -> PublishedEvent:
         version=version.name,
         decision=facts.decision,
         reason=facts.decision_reason,
+        reasons=facts.decision_reasons,
         before_loss=facts.held_out.before_loss,
         after_loss=facts.held_out.after_loss,
     )
@@ -110,13 +124,21 @@ def _copy_moments(checkpoint: Path, folder: Path) -> None:
         durable.copy_file(checkpoint / name, folder / name)
 
 
+def _copy_results(test: Path, folder: Path) -> None:
+    for role in get_args(ModelRole):
+        for path in sorted((test / role).glob("*.jsonl")):
+            durable.make_folder(folder / role)
+            durable.copy_file(path, folder / role / path.name)
+
+
 def _held_out(result: Result) -> HeldOutResult:
-    if result.before is None or result.after is None:
+    if result.losses is None:
         return HeldOutResult(records=0)
+    before, after = result.losses
     return HeldOutResult(
-        records=len(result.after.sums),
-        before_loss=result.before.mean,
-        after_loss=result.after.mean,
+        records=len(after.sums),
+        before_loss=before.mean,
+        after_loss=after.mean,
         mean_difference=result.decision.mean_difference,
         interval=result.decision.interval,
     )

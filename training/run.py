@@ -9,23 +9,25 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths, RunPaths, load_config
 from errors import EnvironmentNotReady, FileRefused, JobFailed
 from evaluation.generation import Generator
+from intake.formats import Kind
 from intake.report import ReportCard
 from intake.validation import PlanInputs, check_file
 from monitoring.events import NoteEvent, Outcome, OutcomeEvent, Phase, PhaseEvent, PlanEvent, ReportEvent
 from monitoring.live_monitor import watch
 from training import checkpoints
-from training.adapter import adapter_weights, load_adapter, set_adapter_weights
+from training.adapter import adapter_weights
+from training.batches import replay_turns
 from training.callbacks import RunCallback
 from training.daemon_link import Command, DaemonLink, Interrupted
-from training.dataset import TokenRows, tokenise_run
+from training.dataset import REPLAY, TokenRows, tokenise_run
 from training.evolution import Evolution
+from training.final_examination import Examination
 from training.full_models import base_under
 from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
 from training.jobs import Job
@@ -39,10 +41,10 @@ from training.model import (
     set_threads,
     trainable_parameters,
 )
-from training.promotion import decide
-from training.publication import TRAINING_STATE, Publication, Result, published_event
+from training.publication import TRAINING_STATE, Publication, published_event
+from training.replay import Drawn, Lottery, Remembered, Way, remember, replayed_rows, sources
 from training.throughput import last_throughput
-from training.trainer import PlannedTrainer, build_trainer
+from training.trainer import PlannedTrainer, Replayed, build_trainer
 from training.versions import Version, VersionStore
 
 logger = logging.getLogger(__name__)
@@ -90,21 +92,25 @@ class Run:
             self._paths, self._config.model, None if parent is None else parent.facts, prepare=True
         )
         template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
-        self._validate(template)
-        rows, held_out = self._tokenise(template, hash_tokenizer(base, self._config.model))
+        drawn = self._draw(self._validate(template, parent), start, parent)
+        rows, held_out, replayed = self._tokenise(template, hash_tokenizer(base, self._config.model), drawn)
+        examination = Examination(self._paths, self._job, self._config, self._link, template)
         self._phase("loading")
         learner = self._load(base, parent, start)
-        trainer, callback = self._prepare(learner, parent, template, rows, held_out)
+        trainer, callback = self._prepare(learner, parent, template, rows, held_out, replayed)
         initial = adapter_weights(learner.model)
         self._train(trainer, callback)
-        result = self._evaluate(trainer, initial, held_out)
+        self._phase("evaluating")
+        result = examination.carry_out(trainer, learner, initial, held_out, parent)
         self._phase("publishing")
+        remember(self._paths, self._job, self._config.train)
         publication = Publication(
             job=self._job,
             config=self._config,
             learner=learner,
             parent=parent,
             train_records=rows.facts.records,
+            replayed=_replayed_records(trainer),
             steps=self._step(),
             result=result,
         )
@@ -114,10 +120,10 @@ class Run:
 
     # --- validate
 
-    def _validate(self, template: ChatTemplate) -> None:
+    def _validate(self, template: ChatTemplate, parent: Version | None) -> ReportCard:
         self._phase("validating")
         if not self._folder.report.exists():
-            self._check(template)
+            self._check(template, parent)
         report = ReportCard.model_validate(durable.read_json(self._folder.report))
         self._link.emit(
             ReportEvent(
@@ -131,10 +137,15 @@ class Run:
         if not report.usable:
             raise FileRefused(report.reason or "the file cannot be used")
         keep_held_out(self._paths, self._job.job_id)
+        return report
 
-    def _check(self, template: ChatTemplate) -> None:
+    def _check(self, template: ChatTemplate, parent: Version | None) -> None:
         """Judge every record of the file; what is written is whole once the report is there."""
         train = self._config.train
+
+        def replayed(kind: Kind, rows: int) -> dict[str, int]:
+            return self._lottery(parent).expected(rows, self._remembered(kind, parent))
+
         report = check_file(
             self._folder.input(self._job.suffix),
             self._config.data,
@@ -145,6 +156,8 @@ class Run:
                 batch_records=train.per_device_train_batch_size * train.gradient_accumulation_steps,
                 epochs=train.num_train_epochs,
                 tokens_per_second=last_throughput(self._paths, self._config.model),
+                replayed=replayed,
+                test_share=self._config.evaluation.max_test_share,
             ),
             output=self._folder,
             held_out_keys=held_out_keys(self._paths),
@@ -156,8 +169,33 @@ class Run:
         self._link.emit(PhaseEvent(phase="validating", done=done, total=total, unit="bytes"))
         self._link.check()
 
-    def _tokenise(self, template: ChatTemplate, key: str) -> tuple[TokenRows, TokenRows | None]:
+    def _remembered(self, kind: Kind, parent: Version | None) -> list[Remembered]:
+        """Return the earlier files whose records may be mixed into a run of `kind`."""
+        way: Way = "preferences" if kind == "preference" else "answers"
+        return sources(self._paths, self._versions, parent, way)
+
+    def _lottery(self, parent: Version | None) -> Lottery:
+        name = None if parent is None else parent.name
+        return Lottery(self._paths, self._job.job_id, self._config.train, name)
+
+    def _draw(self, report: ReportCard, start: Start | None, parent: Version | None) -> Drawn:
+        """Choose which records of earlier files this run trains again."""
+        assert report.kind is not None and report.plan is not None
+        if start is not None and not self._folder.replay_facts.exists():
+            return Drawn(parent=start.parent, records={})  # begun by a release that had no replay
+        keys = held_out_keys(self._paths)
+        return self._lottery(parent).draw(
+            report.plan.rows,
+            self._remembered(report.kind, parent),
+            lambda record: record.key() in keys,
+        )
+
+    def _tokenise(
+        self, template: ChatTemplate, key: str, drawn: Drawn
+    ) -> tuple[TokenRows, TokenRows | None, Replayed | None]:
         files = {"train": self._folder.train_records}
+        if drawn.records:
+            files[REPLAY] = self._folder.replay_records
         if self._folder.held_out_records.exists() and self._folder.held_out_records.stat().st_size:
             files["held_out"] = self._folder.held_out_records
         rows = tokenise_run(
@@ -171,7 +209,11 @@ class Run:
             )
         if lost := rows["train"].facts.lost_records:
             self._note(f"{lost} records have nothing trained within data.max_length and are left out")
-        return rows["train"], rows.get("held_out")
+        replayed = None
+        if drawn.records:
+            wanted = replayed_rows(len(rows["train"]), self._config.train.replay_ratio)
+            replayed = Replayed(rows[REPLAY], replay_turns(rows[REPLAY], drawn.records, wanted))
+        return rows["train"], rows.get("held_out"), replayed
 
     # --- load
 
@@ -213,6 +255,7 @@ class Run:
         template: ChatTemplate,
         rows: TokenRows,
         held_out: TokenRows | None,
+        replayed: Replayed | None,
     ) -> tuple[PlannedTrainer, RunCallback]:
         examples = HeldOutExamples(
             self._folder.held_out_records,
@@ -229,7 +272,7 @@ class Run:
         )
         callback = RunCallback(self._folder, self._config, learner.precision, self._link, evolution)
         trainer = build_trainer(learner, self._folder.folder, self._config, rows.facts.kind, [callback])
-        memory = self._memory(learner, rows, held_out)
+        memory = self._memory(learner, rows, held_out, replayed)
 
         def on_short_memory(purpose: Purpose, size: int) -> None:
             memory.remember(purpose, size)
@@ -245,6 +288,7 @@ class Run:
             on_eval_batch=self._link.check,
             on_short_memory=on_short_memory,
             live=watch(learner.model.named_parameters(), self._config.monitoring),
+            replayed=replayed,
         )
         trainer.micro_batch, trainer.eval_batch = memory.size_for("training"), memory.size_for("evaluation")
         if self._step() == 0:
@@ -261,21 +305,29 @@ class Run:
                 start_step=self._step(),
                 parent=None if parent is None else parent.name,
                 trainable_parameters=trainable_parameters(learner.model),
+                replayed=_replayed_records(trainer),
             )
         )
         return trainer, callback
 
-    def _memory(self, learner: Learner, rows: TokenRows, held_out: TokenRows | None) -> RunMemory:
+    def _memory(
+        self,
+        learner: Learner,
+        rows: TokenRows,
+        held_out: TokenRows | None,
+        replayed: Replayed | None,
+    ) -> RunMemory:
         """Return what earlier runs found out about the memory that this one takes."""
         model, train = self._config.model, self._config.train
+        trained = [rows] if replayed is None else [rows, replayed.rows]
 
-        def circumstances(purpose: Purpose, its_rows: TokenRows) -> Circumstances:
+        def circumstances(purpose: Purpose, *its_rows: TokenRows) -> Circumstances:
             return Circumstances(
                 purpose=purpose,
                 base_sha256=learner.base_sha256,
                 device=device_name(),
                 kind=rows.facts.kind,
-                length_bucket=length_bucket(int(its_rows.lengths.max())),
+                length_bucket=length_bucket(max(int(some.lengths.max(initial=0)) for some in its_rows)),
                 lora_r=train.lora_r,
                 precision=learner.precision,
                 load_in_4bit=model.load_in_4bit,
@@ -285,7 +337,7 @@ class Run:
         return RunMemory(
             MemoryFindings(self._paths),
             {
-                "training": circumstances("training", rows),
+                "training": circumstances("training", *trained),
                 "evaluation": circumstances("evaluation", rows if held_out is None else held_out),
             },
             {
@@ -323,31 +375,6 @@ class Run:
         if callback.stopped_early is not None:
             self._note(f"stopped early: {callback.stopped_early}")
 
-    # --- evaluate
-
-    def _evaluate(
-        self, trainer: PlannedTrainer, initial: dict[str, Any], held_out: TokenRows | None
-    ) -> Result:
-        """Compare the best checkpoint with what the run began with, on the same held-out records."""
-        self._phase("evaluating")
-        candidate = checkpoints.best(
-            checkpoints.list_checkpoints(self._folder.folder), self._config.scoring.selection
-        )
-        if candidate is None:
-            raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
-        if held_out is None:
-            return Result(
-                candidate, None, None, decide([], [], self._config.promotion, self._config.train.seed)
-            )
-        set_adapter_weights(trainer.model, initial)
-        before = trainer.record_losses(held_out)
-        load_adapter(trainer.model, candidate.folder)
-        after = trainer.record_losses(held_out)
-        decision = decide(
-            before.per_record, after.per_record, self._config.promotion, self._config.train.seed
-        )
-        return Result(candidate, before, after, decision)
-
     # --- telling
 
     def _phase(self, phase: Phase) -> None:
@@ -363,3 +390,9 @@ class Run:
         """Return the step from which the run would go on."""
         last = checkpoints.newest(checkpoints.list_checkpoints(self._folder.folder, verify=False))
         return 0 if last is None else last.facts.step
+
+
+def _replayed_records(trainer: PlannedTrainer) -> dict[str, int]:
+    """Return how many records of each earlier job an epoch trains again."""
+    turns = {} if trainer.replayed is None else trainer.replayed.turns.shares
+    return {job_id: count for job_id, (_, count) in turns.items()}

@@ -25,15 +25,23 @@ def last_throughput(paths: Paths, config: ModelConfig) -> float | None:
     return None
 
 
-def _last_value(log: Path) -> float | None:
+def training_seconds(run: RunPaths) -> float | None:
+    """Return how long the steps of a run took, from its speed and its tokens; None when it was not timed."""
+    if not run.trainer_log.is_file():
+        return None
+    speed, tokens = _last_value(run.trainer_log), _last_value(run.trainer_log, "total_tokens")
+    return None if not speed or tokens is None else tokens / speed
+
+
+def _last_value(log: Path, key: str = "throughput") -> float | None:
     with open(log, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            speed = orjson.loads(line).get("throughput")
+            value = orjson.loads(line).get(key)
         except orjson.JSONDecodeError:
             continue  # the first one is cut by where we began to read, the last one perhaps by a crash
-        if speed is not None:
-            return float(speed)
+        if value is not None:
+            return float(value)
     return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors import SafetensorError
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -34,7 +34,7 @@ from evaluation.losses import target_log_probs
 from evaluation.short_memory import free_memory, halved, in_parts
 from monitoring.live_monitor import LiveMonitor
 from training.adapter import leave_widening_to_autocast, nonsense_in, save_adapter
-from training.batches import Batch, Row, StepPlan, collate, in_length_order
+from training.batches import Batch, ReplayTurns, Row, StepPlan, collate, in_length_order
 from training.daemon_link import Interrupted
 from training.dataset import TokenRows
 from training.disk_space import BYTES_PER_WEIGHT, FILES_OF_A_CHECKPOINT, Need, shortage
@@ -88,6 +88,14 @@ class RecordLosses:
 
 
 @dataclass(frozen=True)
+class Replayed:
+    """Rows of earlier files, and when each of them comes."""
+
+    rows: TokenRows
+    turns: ReplayTurns
+
+
+@dataclass(frozen=True)
 class StepNumbers:
     """What one optimizer step was made of."""
 
@@ -120,16 +128,19 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         on_eval_batch: Callable[[], None] = lambda: None,
         on_short_memory: Callable[[Purpose, int], None] = lambda purpose, size: None,
         live: LiveMonitor | None = None,
+        replayed: Replayed | None = None,
     ) -> None:
         """Give the trainer what TRL's constructors have no place for.
 
-        `moments` is the ``training_state/`` of the version whose optimizer moments are carried over;
+        `replayed` is mixed into the steps; `moments` is the ``training_state/`` of the version whose
+        optimizer moments are carried over;
         `on_eval_batch` is called after each batch of an evaluation and may raise to end it; `live` is shown
         the predictions and gradients of each step; `on_short_memory` gets the new number of records in a pass
         where memory did not hold the old one.
         """
         self.config = config
         self.rows = rows
+        self.replayed = replayed
         self.held_out = held_out
         self.pad_token_id = pad_token_id
         self.moments = moments
@@ -140,6 +151,8 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.eval_batch = config.evaluation.per_device_eval_batch_size
         self.last_step: StepNumbers | None = None
         self.train_dataset = rows.dataset
+        if replayed is not None:
+            self.train_dataset = concatenate_datasets([rows.dataset, replayed.rows.dataset])
         self.remove_callback(PrinterCallback)
         if self.args.bf16:
             leave_widening_to_autocast(self.model)
@@ -165,7 +178,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every record is trained once."""
+        """Optimizer steps in which every record of the file is trained once."""
         return len(self._plan())
 
     def _plan(self) -> StepPlan:
@@ -173,11 +186,12 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         return StepPlan(
             *(self.rows.lengths, train.per_device_train_batch_size, train.gradient_accumulation_steps),
             train.seed,
+            None if self.replayed is None else self.replayed.turns,
         )
 
     def get_train_dataloader(self) -> Any:
         """Return the loader whose items are the rows of one optimizer step."""
-        loader = DataLoader(self.rows.dataset, batch_sampler=self._plan(), collate_fn=list)
+        loader = DataLoader(self.train_dataset, batch_sampler=self._plan(), collate_fn=list)
         return self.accelerator.prepare(loader)
 
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> torch.Tensor:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from training.version_report import SliceFacts, VersionReport
+
 VersionDecision = Literal["promote", "hold"]
 VersionKind = Literal["training", "consolidation"]
 
@@ -19,6 +21,8 @@ class RecordCounts(BaseModel):
 
     train: int
     held_out: int
+    replayed: dict[str, int] = {}
+    """By job: records of earlier files that each epoch trained again; `train` is of this file alone."""
 
 
 class HeldOutResult(BaseModel):
@@ -74,11 +78,14 @@ class VersionFacts(BaseModel):
     held_out: HeldOutResult
     decision: VersionDecision
     decision_reason: str
+    """One sentence; the numbers of the file's own held-out records, or what came first against it."""
+    decision_reasons: tuple[str, ...] = ()
+    """Everything that speaks against the version."""
     best_checkpoint: int | None = None
     """Step of the checkpoint that became this version."""
 
 
-def model_card(facts: VersionFacts) -> str:
+def model_card(facts: VersionFacts, report: VersionReport | None = None) -> str:
     """Return the README.md of a version: origin, scores, and how to load it without trainbox."""
     header = yaml.safe_dump(
         {"base_model": facts.base_model, "library_name": "peft", "tags": ["lora", "trainbox"]},
@@ -97,6 +104,7 @@ A LoRA adapter, made by trainbox on {facts.created_at:%Y-%m-%d %H:%M} UTC.
 | Base weights, sha256 | {_code(facts.base_sha256)} |
 | Continues | {facts.parent or "nothing: trained from the base model"} |
 | Trained on | {_code(facts.input_name)}, {facts.records.train} records, {facts.records.held_out} held out |
+| Trained again | {_replayed(facts.records.replayed)} |
 | Data, sha256 | {_code(facts.input_sha256)} |
 | Job | {facts.job_id} |
 | Training | {facts.steps} steps, {facts.epochs} epochs, {facts.tokens} tokens |
@@ -108,7 +116,7 @@ A LoRA adapter, made by trainbox on {facts.created_at:%Y-%m-%d %H:%M} UTC.
 Losses are nats per assistant token; the held-out ones are of the same {facts.held_out.records} records.
 The losses above count every token alike, those of the decision every record alike.
 All facts, and the sha256 of each file, are in `manifest.json`.
-
+{"" if report is None else _tested(facts, report)}
 ## Use it
 
 Any program that reads LoRA adapters loads this folder; with PEFT and Transformers:
@@ -129,6 +137,42 @@ answer = model.generate(**inputs, max_new_tokens=100, do_sample=False)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
+
+
+def _replayed(records: dict[str, int]) -> str:
+    if not records:
+        return "nothing of earlier files"
+    return f"in each epoch {sum(records.values())} records of {len(records)} earlier files"
+
+
+def _tested(facts: VersionFacts, report: VersionReport) -> str:
+    """Return the section about the test: a table, and everything that speaks against the version."""
+    against = "".join(f"- {_cell(reason)}\n" for reason in facts.decision_reasons)
+    rows = "".join(_slice_row(part, report) for part in report.slices)
+    return f"""
+## Tested
+
+Base, what the version continues, and the version itself, asked the same records. Words: share of the
+expected answers that are said word for word. Answers: share graded right, where there was time for answers.
+
+| Slice | Records | Loss | Words | Answers |
+|---|---|---|---|---|
+{rows}
+{f"Against it:{chr(10)}{chr(10)}{against}" if against else "Nothing got significantly worse."}
+The numbers behind this are in `evaluation.json`, every single answer in `evaluation/`.
+"""
+
+
+def _slice_row(part: SliceFacts, report: VersionReport) -> str:
+    scores = [report.scores.get(role, {}).get(part.slice_id) for role in ("base", "current", "candidate")]
+    losses = " → ".join(_loss(None if found is None else found.loss) for found in scores)
+    words = " → ".join(_percent(None if found is None else found.verbatim) for found in scores)
+    answers = " → ".join(_percent(None if found is None else found.accuracy) for found in scores)
+    return f"| {_code(part.name)} | {part.records} | {losses} | {words} | {answers} |\n"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def _loss(value: float | None) -> str:

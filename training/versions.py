@@ -23,6 +23,7 @@ import durable
 from config import Paths
 from errors import EnvironmentNotReady, IntegrityError, UsageError
 from training.version_facts import HeldOutResult, RecordCounts, VersionFacts, model_card
+from training.version_report import VersionReport
 
 __all__ = ["CurrentRecord", "HeldOutResult", "RecordCounts", "Version", "VersionFacts", "VersionStore"]
 
@@ -122,8 +123,8 @@ class VersionStore:
             logger.info("Removed the unfinished version %s", leftover.name)
             durable.remove_tree(leftover)
 
-    def publish(self, staging: Path, facts: VersionFacts) -> Version:
-        """Make the staged folder a version: add its card, seal it, and rename it into place.
+    def publish(self, staging: Path, facts: VersionFacts, report: VersionReport | None = None) -> Version:
+        """Make the staged folder a version: add its card, with a table of `report`, seal and rename it.
 
         The rename is the commit. A job is published once: when a version of it exists already, that one is
         returned and the staged folder is removed. `current` does not move.
@@ -135,12 +136,14 @@ class VersionStore:
             return existing
         name = self.next_name()
         named = facts.model_copy(update={"version": name})
-        durable.write_bytes(staging / "README.md", model_card(named).encode())
+        durable.write_bytes(staging / "README.md", model_card(named, report).encode())
         durable.seal_folder(staging, named.model_dump(mode="json"))
         durable.publish_folder(staging, self._paths.versions / name)
         logger.info(
             "Published %s of job %s: %s, %s", name, facts.job_id, facts.decision, facts.decision_reason
         )
+        for reason in facts.decision_reasons:
+            logger.info("Against %s: %s", name, reason)
         return self._read(name)
 
     def succeed(self, staging: Path, facts: VersionFacts, of: Version) -> Version:

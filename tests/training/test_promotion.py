@@ -1,8 +1,9 @@
-"""A candidate is held only when it is significantly worse; every decision carries its numbers."""
+"""A candidate is held only for a reason, and every reason carries its numbers."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,124 +11,207 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import PromotionConfig
-from training.promotion import decide
+from evaluation.items import ItemResult
+from training.promotion import (
+    Decision,
+    broken_losses,
+    compare_losses,
+    compare_results,
+    compare_with_base,
+    decide,
+    held_out_change,
+)
+from training.version_report import SliceFacts
 
 DEFAULTS = PromotionConfig()
+OWN = SliceFacts(slice_id="000001-aaaaaaaa", kind="held_out", name="colours.jsonl", records=1)
+SUITE = SliceFacts(slice_id="facts-0123456789ab", kind="suite", name="facts", records=1)
 losses = st.lists(st.floats(0, 20), min_size=1, max_size=30)
 
 
-def noisy(mean: float, count: int, seed: int = 0) -> list[float]:
-    return list(np.random.default_rng(seed).normal(mean, 0.3, count))
+def noisy(mean: float, count: int, seed: int = 0, spread: float = 0.3) -> list[float]:
+    return list(np.random.default_rng(seed).normal(mean, spread, count))
+
+
+def verdict(
+    before: list[float], after: list[float], config: PromotionConfig = DEFAULTS, seed: int = 0
+) -> Decision:
+    """Decide on the losses of one slice alone."""
+    change = held_out_change(before, after, config, seed)
+    return decide(compare_losses(OWN, before, after, config, seed=seed), config, change=change)
+
+
+def results(loss: float, *, said: Any = None, correct: Any = None, count: int = 30) -> list[ItemResult]:
+    def at(values: Any, number: int) -> bool | None:
+        return None if values is None else bool(number < values)
+
+    return [
+        ItemResult(
+            item_id=f"item-{number}",
+            grader="exact",
+            expected="yes",
+            loss_sum=loss,
+            loss_tokens=1,
+            says_expected=at(said, number),
+            correct=at(correct, number),
+        )
+        for number in range(count)
+    ]
 
 
 def test_equal_losses_are_promoted() -> None:
-    decision = decide([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], DEFAULTS, seed=0)
+    decision = verdict([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert decision.decide == "promote"
-    assert decision.mean_difference == 0.0
-    assert decision.interval == (0.0, 0.0)
+    assert (decision.mean_difference, decision.interval) == (0.0, (0.0, 0.0))
+    assert decision.reasons == ()
 
 
 def test_a_clearly_better_candidate_is_promoted_with_the_numbers() -> None:
-    decision = decide([2.0] * 50, noisy(0.5, 50), DEFAULTS, seed=0)
+    decision = verdict([2.0] * 50, noisy(0.5, 50))
     assert decision.decide == "promote"
     assert decision.mean_difference == pytest.approx(-1.5, abs=0.1)
     assert "2.0000 → 0.5" in decision.reason
+    assert decision.tests[0].outcome == "better"
 
 
 def test_a_clearly_worse_candidate_is_held_with_the_numbers() -> None:
     before = noisy(1.0, 50)
-    decision = decide(before, [loss + 0.1 for loss in before], DEFAULTS, seed=0)
+    decision = verdict(before, [loss + 0.5 for loss in before])
     assert decision.decide == "hold"
-    assert "(+0.1000, 95 % interval +0.1000 to +0.1000)" in decision.reason
-    assert "significantly worse than the tolerated +0.0200" in decision.reason
+    assert "significantly worse on colours.jsonl: loss" in decision.reason
+    assert "(+0.5000, 95 % interval +0.5000 to +0.5000)" in decision.reason
+    assert len(decision.reasons) == 1
 
 
 def test_a_slightly_worse_candidate_within_tolerance_is_promoted() -> None:
-    before = noisy(1.0, 50)
-    decision = decide(before, [loss + 0.015 for loss in before], DEFAULTS, seed=0)
-    assert decision.decide == "promote"
-    assert decision.mean_difference == pytest.approx(0.015)
+    assert verdict([1.0] * 50, [1.015] * 50).decide == "promote"
+
+
+def test_a_rise_that_other_records_would_have_made_as_well_is_not_held() -> None:
+    restless, calm = noisy(1.0, 30, spread=1.0), noisy(1.0, 30, spread=0.01)
+    assert verdict(restless, [loss + 0.1 for loss in restless]).decide == "promote"
+    assert verdict(calm, [loss + 0.1 for loss in calm]).decide == "hold"
 
 
 def test_a_candidate_that_may_only_seem_worse_is_promoted() -> None:
-    decision = decide([1.0] * 8, [0.5, 1.6, 0.6, 1.5, 1.4, 0.7, 1.5, 0.9], DEFAULTS, seed=0)
+    decision = verdict([1.0] * 8, [0.5, 1.6, 0.6, 1.5, 1.4, 0.7, 1.5, 0.9])
     assert decision.decide == "promote"
     assert decision.mean_difference is not None and decision.mean_difference > DEFAULTS.tolerance
 
 
-def test_without_held_out_records_there_is_nothing_to_hold_it_for() -> None:
-    decision = decide([], [], DEFAULTS, seed=0)
+def test_without_any_record_there_is_nothing_to_hold_it_for() -> None:
+    decision = verdict([], [])
     assert (decision.decide, decision.reason) == ("promote", "no held-out records to test on")
     assert decision.interval is None
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_a_number_is_held(broken: float) -> None:
-    decision = decide([1.0, 1.0], [0.1, broken], DEFAULTS, seed=0)
+@pytest.mark.parametrize("broken", [math.nan, math.inf, None])
+def test_a_loss_that_is_not_a_number_is_held(broken: float | None) -> None:
+    found = results(1.0, count=2)
+    found[0] = found[0].model_copy(update={"loss_sum": broken})
+    against = broken_losses(OWN, found)
+    decision = decide([], DEFAULTS, change=held_out_change([], [], DEFAULTS, 0), broken=against)
     assert decision.decide == "hold"
     assert "1 of 2 records" in decision.reason
 
 
 def test_a_sound_candidate_replaces_a_broken_version() -> None:
-    assert decide([math.nan, 1.0], [5.0, 5.0], DEFAULTS, seed=0).decide == "promote"
-
-
-def test_a_single_record_decides_by_itself() -> None:
-    assert decide([1.0], [9.0], DEFAULTS, seed=0).decide == "hold"
-    assert decide([1.0], [0.9], DEFAULTS, seed=0).decide == "promote"
+    assert verdict([math.nan, 1.0], [5.0, 1.0]).decide == "promote"
 
 
 def test_losses_of_different_records_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="not of the same records"):
-        decide([1.0], [1.0, 2.0], DEFAULTS, seed=0)
+        held_out_change([1.0], [1.0, 2.0], DEFAULTS, 0)
+
+
+def test_answers_that_got_lost_hold_a_candidate_whose_losses_did_not_rise() -> None:
+    tests = compare_results(SUITE, results(1.0, said=28), results(1.0, said=5), DEFAULTS, seed=0)
+    decision = decide(tests, DEFAULTS, change=held_out_change([], [], DEFAULTS, 0))
+    assert decision.decide == "hold"
+    assert "expected answers said word for word 93% → 17% of 30 records (23 lost, 0 gained" in decision.reason
+
+
+def test_only_records_that_both_models_answered_are_compared() -> None:
+    (_, test) = compare_results(
+        SUITE, results(1.0, correct=4, count=10), results(1.0, correct=4, count=20), DEFAULTS, seed=0
+    )
+    assert (test.measure, test.records) == ("answers", 10)
+
+
+def test_many_slices_make_one_of_them_less_surprising() -> None:
+    slight = compare_results(SUITE, results(1.0, correct=6), results(1.0, correct=0), DEFAULTS, seed=0)
+    same = compare_results(SUITE, results(1.0, correct=6), results(1.0, correct=6), DEFAULTS, seed=0)
+    change = held_out_change([], [], DEFAULTS, 0)
+    assert decide(slight, DEFAULTS, change=change).decide == "hold"
+    assert decide([*slight, *same * 5], DEFAULTS, change=change).decide == "promote"
+
+
+def test_falling_behind_the_base_counts_only_for_the_version_that_does() -> None:
+    base, decayed, worse = results(1.0, correct=25), results(1.0, correct=8), results(1.0, correct=7)
+    crossing = compare_with_base(SUITE, base, base, decayed, DEFAULTS, seed=0)
+    assert [test.p_worse < 0.001 for test in crossing if test.measure == "answers"] == [True]
+    later = compare_with_base(SUITE, base, decayed, worse, DEFAULTS, seed=0)
+    assert [test.measure for test in later] == ["loss"]
+
+
+def test_a_doubt_about_the_file_holds_it_whatever_the_numbers_say() -> None:
+    change = held_out_change([2.0] * 9, [1.0] * 9, DEFAULTS, 0)
+    decision = decide([], DEFAULTS, change=change, doubts=["needs a person: all answers are the same"])
+    assert decision.decide == "hold"
+    assert decision.reason.startswith("needs a person: all answers are the same; held-out loss 2.0000")
+
+
+@pytest.mark.config_key("promotion.policy")
+@pytest.mark.parametrize(
+    ("policy", "better", "same", "worse"),
+    [
+        ("not_worse", "promote", "promote", "hold"),
+        ("better", "promote", "hold", "hold"),
+        ("always", "promote", "promote", "promote"),
+        ("manual", "hold", "hold", "hold"),
+    ],
+)
+def test_the_policy_says_what_a_version_must_show(policy: Any, better: str, same: str, worse: str) -> None:
+    config = PromotionConfig(policy=policy)
+    before = [1.0] * 20
+    found = [verdict(before, [after] * 20, config) for after in (0.5, 1.0, 1.5)]
+    assert [decision.decide for decision in found] == [better, same, worse]
+    assert len(found[2].reasons) == 1  # said even where it decides nothing
 
 
 def test_the_interval_covers_the_true_difference_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     covered = 0
-    for trial in range(200):
+    for trial in range(100):
         before = rng.normal(1.0, 0.3, 60)
-        interval = decide(list(before), list(before + rng.normal(0.05, 0.2, 60)), DEFAULTS, trial).interval
+        after = before + rng.normal(0.05, 0.2, 60)
+        interval = held_out_change(list(before), list(after), DEFAULTS, trial).interval
         assert interval is not None
         covered += interval[0] <= 0.05 <= interval[1]
-    assert 0.90 <= covered / 200 <= 0.99
+    assert 0.88 <= covered / 100
 
 
 @pytest.mark.config_key("promotion.tolerance")
 def test_a_higher_tolerance_promotes_what_a_lower_one_holds() -> None:
-    before = noisy(1.0, 50)
-    after = [loss + 0.1 for loss in before]
-    assert decide(before, after, PromotionConfig(tolerance=0.05), seed=0).decide == "hold"
-    assert decide(before, after, PromotionConfig(tolerance=0.15), seed=0).decide == "promote"
+    assert verdict([1.0] * 50, [1.1] * 50, PromotionConfig(tolerance=0.05)).decide == "hold"
+    assert verdict([1.0] * 50, [1.1] * 50, PromotionConfig(tolerance=0.15)).decide == "promote"
 
 
 @pytest.mark.config_key("promotion.confidence")
 def test_a_higher_confidence_widens_the_interval_and_holds_less() -> None:
     before, after = [1.0] * 12, noisy(1.25, 12, seed=3)
-    bold = decide(before, after, PromotionConfig(confidence=0.8), seed=0)
-    careful = decide(before, after, PromotionConfig(confidence=0.9999), seed=0)
+    bold, careful = (verdict(before, after, PromotionConfig(confidence=level)) for level in (0.8, 0.9999))
     assert (bold.decide, careful.decide) == ("hold", "promote")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=10)
 @given(before=losses, seed=st.integers(0, 2**32 - 1))
 def test_a_candidate_that_is_nowhere_worse_is_always_promoted(before: list[float], seed: int) -> None:
-    assert decide(before, [0.9 * loss for loss in before], DEFAULTS, seed).decide == "promote"
+    assert verdict(before, [0.9 * loss for loss in before], seed=seed).decide == "promote"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=10)
 @given(before=losses, seed=st.integers(0, 2**32 - 1))
-def test_a_candidate_that_is_worse_everywhere_beyond_tolerance_is_always_held(
-    before: list[float], seed: int
-) -> None:
-    assert decide(before, [loss + 0.021 for loss in before], DEFAULTS, seed).decide == "hold"
-
-
-@settings(deadline=None, max_examples=50)
-@given(pairs=st.lists(st.tuples(st.floats(0, 20), st.floats(0, 20)), min_size=1, max_size=30))
-def test_the_same_losses_and_seed_always_give_the_same_decision(pairs: list[tuple[float, float]]) -> None:
-    before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    first = decide(before, after, DEFAULTS, seed=7)
-    assert first == decide(before, after, DEFAULTS, seed=7)
-    assert first.interval is not None and first.mean_difference is not None
-    assert first.interval[0] - 1e-9 <= first.mean_difference <= first.interval[1] + 1e-9
+def test_the_same_losses_and_seed_always_give_the_same_decision(before: list[float], seed: int) -> None:
+    after = before[::-1]
+    assert verdict(before, after, seed=seed) == verdict(before, after, seed=seed)

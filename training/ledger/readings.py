@@ -260,7 +260,8 @@ class RunReader:
         plan = self._plan
         if not timed or plan is None or not plan.steps_per_epoch:
             return {"tokens_per_second": None, "samples_per_second": None}
-        samples = len(timed) * plan.records / plan.steps_per_epoch
+        records = plan.records + sum(plan.replayed.values())
+        samples = len(timed) * records / plan.steps_per_epoch
         return {
             "tokens_per_second": sum(tokens for tokens, _ in timed) / seconds,
             "samples_per_second": samples / seconds,

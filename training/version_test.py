@@ -1,0 +1,314 @@
+"""The test after training: candidate, current and base answer the same records, within a share of the time.
+
+How much is asked is decided once and kept in the run folder, and each finished part (one model on one slice)
+is sealed there, so that a worker that was killed or paused goes on where the last one was. What a version
+before has measured on the same records is not measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import durable
+from chat_template import ChatTemplate
+from config import EvaluationConfig
+from evaluation.examination import Examiner
+from evaluation.items import Item, ItemResult
+from training.adapter import load_adapter, set_adapter_weights
+from training.slices import Slice
+from training.version_report import (
+    RESULTS,
+    Document,
+    ModelRole,
+    Settings,
+    read_results,
+    results_file,
+    write_results,
+)
+from training.versions import Version
+
+logger = logging.getLogger(__name__)
+
+FEWEST_LOSSES, MOST_LOSSES = 24, 64
+"""Records of each slice whose losses are measured, however short the training was, and at most."""
+MOST_ANSWERS = 32
+"""Records of each slice that are answered, if there is time."""
+PILOT_RECORDS, PILOT_TOKENS = 8, 4
+"""What is timed, on the candidate, to know how much there is time for."""
+FEWEST_PAIRS = 16
+"""With fewer different answers there is no telling whether they fit their questions."""
+
+
+class Amounts(Document):
+    """How much is asked of each model; decided once for a run."""
+
+    losses: int
+    """Records of each slice whose losses are measured."""
+    answers: int
+    """Records of each slice that are answered, among those."""
+    training_seconds: float | None
+    budget_seconds: float
+
+
+@dataclass(frozen=True)
+class Models:
+    """The three models in one: a PEFT model whose adapter is exchanged or disabled."""
+
+    model: Any
+    candidate: Path
+    """Checkpoint of the candidate."""
+    initial: Mapping[str, torch.Tensor]
+    """Adapter weights the run began with."""
+
+    @contextlib.contextmanager
+    def as_candidate(self) -> Iterator[None]:
+        """Let the model be what was trained."""
+        load_adapter(self.model, self.candidate)
+        yield
+
+    @contextlib.contextmanager
+    def as_current(self) -> Iterator[None]:
+        """Let the model be what the run began with."""
+        set_adapter_weights(self.model, dict(self.initial))
+        yield
+
+    def as_base(self) -> AbstractContextManager[Any]:
+        """Let the model be what lies under the adapter."""
+        disabled: AbstractContextManager[Any] = self.model.disable_adapter()
+        return disabled
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured: by model and slice, one result for each record."""
+
+    slices: tuple[Slice, ...]
+    results: Mapping[ModelRole, Mapping[str, Sequence[ItemResult]]]
+    matched: tuple[float, ...]
+    """The candidate's losses of the file's own answers after their questions."""
+    mismatched: tuple[float, ...]
+    """Its losses of the same answers after the questions of others."""
+    amounts: Amounts
+    seconds: float
+    """Time of this process; what was measured before it went on is not in it."""
+
+
+class VersionTest:
+    """Tests what one run has trained; everything it finds out lies in `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        models: Models,
+        template: ChatTemplate,
+        config: EvaluationConfig,
+        settings: Settings,
+        *,
+        parent: Version | None,
+        on_batch: Callable[[], None],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """`settings` are those of all results, but for the length of answers, which a slice decides.
+
+        `on_batch` is called after each batch; what it raises ends the test, which can go on later.
+        `on_progress` gets the finished parts and how many there are.
+        """
+        self._folder = folder
+        self._models = models
+        self._template = template
+        self._config = config
+        self._settings = settings
+        self._parent = parent
+        self._on_batch = on_batch
+        self._on_progress = on_progress
+
+    def carry_out(self, own: Slice, others: Sequence[Slice], training_seconds: float | None) -> Measured:
+        """Measure all that is not measured yet. `own` are the held-out records of the file itself."""
+        began_at = time.monotonic()
+        slices = tuple(part for part in (own, *others) if part.items)
+        roles = self._roles()
+        with self._models.as_candidate():
+            amounts = self._amounts(slices, training_seconds)
+            matched, mismatched = self._fit(own)
+        results: dict[ModelRole, dict[str, list[ItemResult]]] = {}
+        for number, (role, as_role) in enumerate(roles.items()):
+            with as_role():
+                results[role] = {}
+                for at, part in enumerate(slices):
+                    results[role][part.slice_id] = self._measure(role, part, amounts)
+                    self._on_progress(number * len(slices) + at + 1, len(roles) * len(slices))
+        if "current" not in results:
+            results["current"] = results["base"]
+        seconds = time.monotonic() - began_at
+        logger.info(
+            "Tested on %d slices, %d losses and up to %d answers each, in %.1f s",
+            *(len(slices), amounts.losses, amounts.answers, seconds),
+        )
+        return Measured(slices, results, tuple(matched), tuple(mismatched), amounts, seconds)
+
+    def _roles(self) -> dict[ModelRole, Callable[[], AbstractContextManager[Any]]]:
+        """Return the models that are asked; a run from the base began with the base."""
+        roles: dict[ModelRole, Callable[[], AbstractContextManager[Any]]] = {
+            "candidate": self._models.as_candidate
+        }
+        if self._parent is not None:
+            roles["current"] = self._models.as_current
+        return roles | {"base": self._models.as_base}
+
+    # --- how much
+
+    def _amounts(self, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
+        """Return what this run's test comprises, decided at its first beginning."""
+        path = self._folder / "amounts.json"
+        if path.is_file():
+            return Amounts.model_validate(durable.read_json(path))
+        amounts = self._decide_amounts(slices, training_seconds)
+        durable.make_folder(self._folder)
+        durable.write_json(path, amounts.model_dump(mode="json"))
+        return amounts
+
+    def _decide_amounts(self, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
+        """Share the time out: half of it for losses, what is left of all of it for answers."""
+        budget = self._config.max_test_share * (training_seconds or 0.0)
+        parts = [(role, part) for role in self._roles() for part in slices if not self._known(role, part)]
+        if not parts:
+            return Amounts(
+                losses=MOST_LOSSES, answers=0, training_seconds=training_seconds, budget_seconds=budget
+            )
+        pilot = list(chain.from_iterable(part.items for part in slices))[:PILOT_RECORDS]
+        loss_seconds = self._timed(lambda: self._examiner(PILOT_TOKENS).losses(pilot)) / len(pilot)
+        affordable = int(0.5 * budget / (loss_seconds * len(parts)))
+        losses = max(FEWEST_LOSSES, min(MOST_LOSSES, affordable))
+        left = budget - losses * loss_seconds * len(parts)
+        answers = 0
+        if left > 0:
+            examiner = self._examiner(PILOT_TOKENS)
+            token_seconds = self._timed(lambda: examiner.examine(pilot, with_losses=False)) / PILOT_TOKENS
+            length = sum(self._answer_tokens(part) for _, part in parts)
+            batch = self._config.per_device_eval_batch_size
+            answers = batch * int(left / (token_seconds * length * batch / len(pilot)))
+        return Amounts(
+            losses=losses,
+            answers=min(MOST_ANSWERS, answers),
+            training_seconds=training_seconds,
+            budget_seconds=budget,
+        )
+
+    def _timed(self, work: Callable[[], Any]) -> float:
+        began_at = time.monotonic()
+        work()
+        self._on_batch()
+        return time.monotonic() - began_at
+
+    def _answer_tokens(self, part: Slice) -> int:
+        """Return how long answers to a slice may be: one twice as long as the right one is wrong."""
+        tokenizer = self._template.tokenizer
+        longest = max(
+            len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.items
+        )
+        return min(self._config.max_new_tokens, 2 * longest + 16)
+
+    # --- one model on one slice
+
+    def _measure(self, role: ModelRole, part: Slice, amounts: Amounts) -> list[ItemResult]:
+        """Return the results of a model on a slice, measuring what nobody has measured yet."""
+        path = results_file(self._folder, role, part.slice_id)
+        settings = self._settings_of(part)
+        if path.is_file():
+            return read_results(path, settings)
+        known = {result.item_id: result for result in self._known(role, part)}
+        examiner = self._examiner(settings.max_new_tokens)
+        asked, answered = part.items[: amounts.losses], part.items[: amounts.answers]
+        for measured in (
+            examiner.examine(_without(asked, known, "loss_sum"), with_answers=False, on_batch=self._on_batch),
+            examiner.examine(_without(answered, known, "answer"), with_losses=False, on_batch=self._on_batch),
+        ):
+            for result in measured:
+                before = known.get(result.item_id)
+                known[result.item_id] = result if before is None else _merged(before, result)
+        results = [known[item.item_id] for item in asked]
+        write_results(path, settings, results)
+        # As they are stored, so that a test that goes on later sees the same numbers.
+        return read_results(path, settings)
+
+    def _known(self, role: ModelRole, part: Slice) -> list[ItemResult]:
+        """Return what the version before has measured of the same model on the same records."""
+        if self._parent is None or role == "candidate":
+            return []
+        its_role: ModelRole = "candidate" if role == "current" else "base"
+        path = results_file(self._parent.folder / RESULTS, its_role, part.slice_id)
+        items = {item.item_id: item for item in part.items}
+        return [
+            result
+            for result in read_results(path, self._settings_of(part))
+            if (item := items.get(result.item_id)) is not None
+            and (item.expected, item.grader.name) == (result.expected, result.grader)
+        ]
+
+    def _settings_of(self, part: Slice) -> Settings:
+        return self._settings.model_copy(update={"max_new_tokens": self._answer_tokens(part)})
+
+    def _examiner(self, max_new_tokens: int) -> Examiner:
+        config = self._config.model_copy(update={"max_new_tokens": max_new_tokens})
+        return Examiner(self._models.model, self._template, config)
+
+    # --- whether the answers of the file fit their questions
+
+    def _fit(self, own: Slice) -> tuple[list[float], list[float]]:
+        """Return the losses of the file's answers after their own questions, and after those of others.
+
+        Each answer stands once with a question of its own and once with another's, so that what makes an
+        answer likely by itself cancels out. Empty where there are too few different answers.
+        """
+        path = self._folder / "fit.json"
+        if not path.is_file():
+            pairs = mismatched_items(own.items[:MOST_LOSSES])
+            losses = [
+                [
+                    total / tokens
+                    for total, tokens in self._examiner(PILOT_TOKENS).losses(items, self._on_batch)
+                ]
+                for items in zip(*pairs, strict=True)
+            ]
+            durable.make_folder(self._folder)
+            durable.write_json(path, losses or [[], []])
+        matched, mismatched = durable.read_json(path)
+        return matched, mismatched
+
+
+def mismatched_items(items: Sequence[Item]) -> list[tuple[Item, Item]]:
+    """Pair each item with itself under the answer of another item, each answer given away once.
+
+    Items whose answer would be the same are left out; nothing is returned when too few are left.
+    """
+    for shift in range(1, len(items)):
+        pairs = [
+            (item, replace(item, expected=items[(number + shift) % len(items)].expected))
+            for number, item in enumerate(items)
+        ]
+        different = [
+            (own, other) for own, other in pairs if own.expected.casefold() != other.expected.casefold()
+        ]
+        if len(different) >= max(FEWEST_PAIRS, len(items) // 2):
+            return different
+    return []
+
+
+def _without(items: Sequence[Item], known: Mapping[str, ItemResult], field: str) -> list[Item]:
+    """Return the items of which `field` is not known."""
+    return [item for item in items if getattr(known.get(item.item_id), field, None) is None]
+
+
+def _merged(one: ItemResult, other: ItemResult) -> ItemResult:
+    """Return one result with what only the other knows."""
+    return other.model_copy(update=one.model_dump(exclude_none=True))
