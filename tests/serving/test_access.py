@@ -6,10 +6,23 @@ import os
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from config import Paths, ServingConfig, load_config
 from errors import ConfigError
-from serving.access import COOKIE, SECURITY_HEADERS, access_rules, is_loopback, read_token
+from serving.access import (
+    COOKIE,
+    SECURITY_HEADERS,
+    Access,
+    AccessRules,
+    access_rules,
+    is_loopback,
+    read_token,
+)
 from tests.serving.served import Client, Served
 
 TOKEN = "0123456789abcdef-._~+/"
@@ -179,3 +192,23 @@ def test_a_daemon_that_others_would_reach_without_a_token_does_not_start(tmp_pat
     arguments = ["--base", str(tmp_path), "--until-idle", "--set", "serving.host=0.0.0.0"]
     assert daemon.main([*arguments, "--set", "serving.monitor=true"]) == 2
     assert os.listdir(tmp_path) == []
+
+
+def test_a_body_whose_length_nobody_told_is_cut_off_at_the_limit() -> None:
+    async def echo(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await request.body())
+
+    app = Starlette(routes=[Route("/", echo, methods=["POST"])])
+    client = TestClient(Access(app, AccessRules(None, 10)), base_url="http://localhost")
+    assert client.post("/", content=iter([b"12345", b"67890"])).text == "1234567890"
+    assert client.post("/", content=iter([b"12345", b"678901"])).status_code == 413
+
+
+def test_a_refusal_takes_the_shape_that_a_server_gives_its_errors() -> None:
+    access = Access(
+        Starlette(),
+        AccessRules(TOKEN, 10),
+        error_shape=lambda status, detail: {"error": {"code": status, "message": detail}},
+    )
+    refused = TestClient(access).get("/")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, 401)
