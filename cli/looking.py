@@ -101,6 +101,8 @@ def _status_table(paths: Paths) -> Table:
             "left in place",
             ", ".join(f"{name}: {why}" for name, why in status.queue.left_in_place.items()) or None,
         ),
+        ("page", _monitor_url(paths) if reading.is_running else None),
+        ("no page", status.monitor_trouble),
         ("message", status.message),
         ("ledger", status.ledger_trouble),
         ("error", status.error_message),
@@ -109,6 +111,14 @@ def _status_table(paths: Paths) -> Table:
         if value is not None:
             table.add_row(name, Text(value))
     return table
+
+
+def _monitor_url(paths: Paths) -> str | None:
+    """Return where the monitor is, or None while it is not served."""
+    if not paths.monitor_address.is_file():
+        return None
+    url: str = durable.read_json(paths.monitor_address)["url"]
+    return url
 
 
 def _status_tables(paths: Paths) -> Iterator[Table]:

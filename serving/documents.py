@@ -11,6 +11,7 @@ from intake.report import Plan, ReportCard
 from monitoring.smart_alerts import Alert
 from training.checkpoints import CheckpointEntry
 from training.version_facts import VersionDecision, VersionKind
+from training.version_matrix import VersionMatrix
 
 JobStateShown = Literal["queued", "running", "paused", "waiting", "completed", "refused", "skipped", "failed"]
 """Where a job is; ``paused`` and ``waiting`` are queued jobs whose last worker ended so."""
@@ -170,8 +171,8 @@ class Versions(Document):
 
     current: str | None
     versions: list[VersionSummary]
-    matrix: dict[str, Any] | None
-    """Version by slice of held-out records; null until there is one."""
+    matrix: VersionMatrix | None
+    """Version by slice of held-out records; null until a version was tested."""
 
 
 class WaitingFile(Document):

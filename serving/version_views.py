@@ -9,7 +9,8 @@ from config import Paths
 from errors import IntegrityError
 from serving.documents import HeldOutLosses, Versions, VersionSummary
 from training.version_facts import VersionDecision, VersionFacts
-from training.versions import VERSION_NAME, read_version, version_names
+from training.version_matrix import VersionMatrix, version_matrix
+from training.versions import VERSION_NAME, VersionStore, read_version, version_names
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class VersionIndex:
         self._lock = threading.Lock()
         self._summaries: dict[str, VersionSummary] = {}
         self._damaged: set[str] = set()
+        self._matrix: tuple[list[str], VersionMatrix | None] = ([], None)
 
     def has(self, name: str | None) -> bool:
         return name is not None and (self._paths.versions / name).is_dir()
@@ -56,7 +58,19 @@ class VersionIndex:
 
     def describe(self) -> Versions:
         """Return all versions and the matrix of what each can do."""
-        return Versions(current=self.current(), versions=self.summaries(), matrix=None)
+        versions = self.summaries()
+        return Versions(
+            current=self.current(), versions=versions, matrix=self._matrix_of([one.name for one in versions])
+        )
+
+    def _matrix_of(self, names: list[str]) -> VersionMatrix | None:
+        """Return the matrix of the versions there are, made once for them; None before one was tested."""
+        known, matrix = self._matrix
+        if known != names:
+            made = version_matrix(VersionStore(self._paths))
+            matrix = made if made.rows else None
+            self._matrix = (names, matrix)
+        return matrix
 
     def _summary(self, name: str) -> VersionSummary | None:
         with self._lock:

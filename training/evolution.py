@@ -288,6 +288,7 @@ def _described(step: int, answer: AnsweredExample) -> dict[str, Any]:
     return {
         "example_id": answer.example_id,
         "step": step,
+        "system_prompt": answer.system_prompt,
         "input": answer.prompt,
         "expected_output": answer.golden,
         "model_output": answer.answer,

@@ -140,6 +140,26 @@ def test_the_hardened_service_reaches_gpus_and_its_base_folder_and_nothing_else(
     assert answer.stat().st_uid == TRAINER
 
 
+def test_the_hardened_service_serves_this_machine_and_takes_its_token_from_systemd(unit: Unit) -> None:
+    token = "t" * 32
+    (unit.paths.base.parent / "token").write_text(token, encoding="utf-8")
+    credential = f"LoadCredential=trainbox-token:{SHARED / unit.name / 'token'}"
+    unit.start("Environment=TRAINBOX_SERVING__MONITOR_PORT=0", credential)
+    wait_until(unit.paths.monitor_address.exists)
+    url = json.loads(unit.paths.monitor_address.read_text(encoding="utf-8"))["url"]
+    assert unit.run(str(PYTHON), "-c", ASK, f"{url}/health", token).stdout.split() == ["401", "200"]
+
+
+ASK = """
+import sys, urllib.error, urllib.request
+
+url, token = sys.argv[1:]
+for headers in ({}, {"Authorization": f"Bearer {token}"}):
+    try:
+        print(urllib.request.urlopen(urllib.request.Request(url, headers=headers)).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
 PROBE = """
 import ctypes, glob, json, os, socket, subprocess, sys
 from pathlib import Path
@@ -177,7 +197,7 @@ def test_systemd_has_nothing_to_say_about_the_unit_and_its_drop_ins(unit: Unit) 
     unit.run("sh", "-c", f"cp {CODE}/systemd/drop-ins/*.conf {drop_ins}/")
     verified = unit.run("systemd-analyze", "verify", "--man=no", unit.file)
     assert (verified.stdout, verified.stderr) == ("", "")
-    assert len(unit.run("ls", drop_ins).stdout.split()) == 3
+    assert len(unit.run("ls", drop_ins).stdout.split()) == 4
 
 
 def test_the_exposure_is_small_and_no_device_is_hidden(unit: Unit) -> None:
