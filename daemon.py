@@ -39,6 +39,8 @@ from monitoring.hardware import HardwareMonitor
 from monitoring.observation import Thresholds
 from monitoring.systemd import Notifier
 from monitoring.training_status import QueueStatus, StatusWriter
+from serving.access import AccessRules, access_rules
+from serving.monitor_thread import MonitorThread
 from training.control import Control
 from training.disk_space import NOTHING, forecast, shortage
 from training.filing import file_away
@@ -73,9 +75,11 @@ class Daemon:
         until_idle: bool = False,
         worker_command: Sequence[str] = WORKER_COMMAND,
         notifier: Notifier | None = None,
+        access: AccessRules | None = None,
         retry_seconds: float = RETRY_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`access` says who may look at the monitor; without it none is served."""
         self._paths = paths
         self._config = config
         self._until_idle = until_idle
@@ -101,6 +105,7 @@ class Daemon:
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
         self._housekeeper = Housekeeper(paths, config, on_rest=self._bell.ring)
+        self._monitor = None if access is None else MonitorThread(paths, config, access)
 
         self._ledger = LedgerKeeper(paths, config.ledger)
         self._queue = JobQueue(self._store, self._ledger.note)
@@ -140,6 +145,8 @@ class Daemon:
         self._ledger.start()
         self._watch.start()
         self._housekeeper.start()
+        if self._monitor is not None:
+            self._monitor.start()
         self._notifier.send("READY=1")
         logger.info("Watching %s (pid %d)", self._paths.inbox, os.getpid())
 
@@ -166,6 +173,8 @@ class Daemon:
         self._runner.release()
         self._flagged.save()
         self._ledger.stop()
+        if self._monitor is not None:
+            self._monitor.stop()
         self._status.acknowledge()
         self._tell_rest()
         self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
@@ -233,7 +242,7 @@ class Daemon:
         if self._running is not None and self._clock() >= self._disk_look_at:
             self._look_at_disk()
         self._flagged.save()
-        self._status.update(ledger_trouble=self._ledger.trouble)
+        self._status.update(ledger_trouble=self._ledger.trouble, monitor_trouble=self._monitor_trouble)
         self._tell_alerts()
         self._tell_systemd()
         return self._wish()
@@ -392,6 +401,10 @@ class Daemon:
         self._tell_queue()
         self._housekeeper.wake()
 
+    @property
+    def _monitor_trouble(self) -> str | None:
+        return None if self._monitor is None else self._monitor.trouble
+
     def _steps_until(self, version: str | None) -> int:
         """Return how many optimizer steps led to a version, over its whole lineage."""
         known = {known_version.name: known_version.facts for known_version in self._versions.list()}
@@ -476,6 +489,7 @@ def run(
         raise UsageError(f"{base}: found no such folder, expected a base folder; make it first")
     config = load_config(base, overrides)
     paths = Paths(base.resolve())
+    access = access_rules(config.serving, paths.base, os.environ) if config.serving.monitor else None
     paths.create()
     with only_daemon(paths):
         start_logging(paths, config.logging)
@@ -485,6 +499,7 @@ def run(
             until_idle=until_idle,
             worker_command=worker_command,
             notifier=Notifier.from_environment(os.environ),
+            access=access,
             retry_seconds=retry_seconds,
         )
         daemon.run()

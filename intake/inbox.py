@@ -119,6 +119,13 @@ class Inbox:
             settled, key=lambda item: (_PRIORITIES.index(item.priority), self._seen[item.path].number)
         )
 
+    def dropped(self) -> list[Candidate]:
+        """Return the files that lie there now, complete or not; nothing is remembered and nothing logged."""
+        try:
+            return sorted(self._walk({}), key=lambda candidate: os.fsencode(candidate.path))
+        except OSError:
+            return []
+
     def settling(self) -> bool:
         """Tell whether a file is there that is not known to be complete yet."""
         return any(not seen.is_settled for seen in self._seen.values())

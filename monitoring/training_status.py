@@ -62,6 +62,7 @@ STALE_INTERVALS = 15
 """A daemon that lives but has written nothing for so many status intervals is stale."""
 _AT_ONCE = frozenset(
     {"state", "status", "job_id", "control", "message", "version", "queue", "ledger_trouble"}
+    | {"monitor_trouble"}
 )
 
 
@@ -115,6 +116,8 @@ class TrainingStatus(_Part):
     queue: QueueStatus = QueueStatus()
     ledger_trouble: str | None = None
     """Why the ledger is behind the directories; it catches up by itself."""
+    monitor_trouble: str | None = None
+    """Why the page and the training API are not served; it is tried again."""
     batch_queue_size: int | None = None
     batch_number: int | None = None
 
