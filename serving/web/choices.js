@@ -7,10 +7,10 @@ import { bytes, count, fixed, loss, moment, plural, score, signed, small } from 
 
 const NO_RUN = "No run yet: its scored checkpoints will be listed here, the best one marked.";
 const PARTS = [
-  ["eval_loss", "held-out loss"],
-  ["gap", "gap to training"],
+  ["eval_loss", "loss"],
+  ["gap", "gap"],
   ["perplexity", "perplexity"],
-  ["improvement", "improvement"],
+  ["improvement", "bonus"],
 ];
 const SHOWN = 25;
 const DEEPEST = 64;
@@ -32,8 +32,7 @@ function drawCheckpoints() {
   const best = list.find(({ is_best }) => is_best);
   const rows = list.slice(0, SHOWN);
   if (best && !rows.includes(best)) rows.push(best);
-  const columns = [{ name: "step", number: true }, { name: "" }, { name: "held-out loss", number: true }, { name: "training loss", number: true }, { name: "score", number: true }, { name: "made of" }, { name: "size", number: true }, { name: "saved" }];
-  columns[1].name = "mark";
+  const columns = [{ name: "step", number: true }, { name: "mark" }, { name: "held-out loss", number: true }, { name: "training loss", number: true }, { name: "score", number: true }, { name: "made of" }, { name: "size", number: true }, { name: "saved" }];
   fill("checkpoints-body", [store.checkpoints.job_id, list], () => table("Checkpoints, newest step first", columns, rows.map(checkpointRow)));
 }
 
@@ -51,7 +50,7 @@ function partsOf({ parts, score: total }) {
   const known = PARTS.filter(([name]) => typeof parts[name] === "number");
   const whole = known.reduce((sum, [name]) => sum + Math.abs(parts[name]), 0) || 1;
   const bar = known.map(([name]) => amount(el("i", { class: name }), (100 * Math.abs(parts[name])) / whole));
-  const words = known.map(([name, title]) => `${title} ${signed(parts[name])}`).join(", ");
+  const words = known.map(([name, title]) => `${title} ${signed(parts[name])}`).join(" · ");
   return el("span", { class: "parts" }, el("span", { class: "stack", "aria-hidden": "true" }, bar), el("small", {}, words));
 }
 

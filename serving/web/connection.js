@@ -9,6 +9,8 @@ const POLL_MS = 2000;
 const SILENCE_MS = 20_000;
 const FIRST_RETRY_MS = 1000;
 const LAST_RETRY_MS = 15_000;
+/** Clocks that differ by less show the same time. */
+const SAME_CLOCK_MS = 2000;
 
 export class Connection {
   #onChange;
@@ -73,8 +75,7 @@ export class Connection {
 
   async #ask() {
     try {
-      const { document, offset } = await getJson(STATUS);
-      store.clockOffset = offset;
+      const document = await getJson(STATUS);
       if (this.#poll !== null) this.#become("polling");
       this.#take(document);
     } catch (error) {
@@ -97,12 +98,21 @@ export class Connection {
   #take(document) {
     delete store.trouble.status;
     store.isUnused = false;
+    this.#compareClocks(document.heartbeat_at);
     store.status = document;
     this.#onChange();
   }
 
+  /** A heartbeat that was heard as it happened tells what the daemon's clock shows now. */
+  #compareClocks(heartbeat) {
+    const isFresh = store.link === "live" && store.status && store.status.heartbeat_at !== heartbeat;
+    const offset = Date.parse(heartbeat) - Date.now();
+    if (isFresh) store.clockOffset = Math.abs(offset) < SAME_CLOCK_MS ? 0 : offset;
+  }
+
   #become(link) {
     if (store.link === link) return;
+    if (store.link !== "live" && link === "live") store.connections += 1;
     store.link = link;
     this.#onChange();
   }

@@ -45,7 +45,8 @@ function drawQueue() {
   ]);
 }
 
-function queued({ name, size_bytes, priority }, word) {
+function queued({ name, size_bytes, priority, state }, place) {
+  const word = state === "running" ? "at work" : (state ?? place);
   return el("li", {}, el("span", { class: "name" }, name), priority && priority !== "normal" ? pill(priority) : null, el("span", { class: "soft" }, `${word}${size_bytes == null ? "" : `, ${bytes(size_bytes)}`}`));
 }
 

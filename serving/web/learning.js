@@ -8,6 +8,8 @@ import { count, fixed, loss, percent, share, signed, small, trend } from "./word
 
 const charts = {};
 const NO_RUN = "No run yet: drop a file into inbox/ and its curve grows here.";
+/** So few points are drawn as points. */
+const FEW = 30;
 let isLog = false;
 
 export function prepareLearning(onChange) {
@@ -101,7 +103,7 @@ function drawAccuracy() {
   charts.accuracy.show({
     view: status.job_id,
     key: JSON.stringify([status.job_id, history.length, last(steps), last(values)]),
-    series: [{ name: "last 20 answers", x: steps, y: values, style: "strong", colour: "green" }],
+    series: [{ name: "last 20 answers", x: steps, y: values, style: steps.length > FEW ? "strong" : "points", colour: "green" }],
     layout: { yaxis: { range: [-3, 103], ticksuffix: " %", nticks: 5 }, showlegend: false },
     sentence: `Right in the last 20 answers: ${percent(status.accuracy_last_20)}; last 50: ${percent(status.accuracy_last_50)}; all: ${percent(status.accuracy_percent)} (${count(status.total_correct)} of ${count(status.total_evals)}).`,
   });
@@ -114,7 +116,7 @@ function drawRates() {
       { name: "gradient norm", x: steps.step, y: steps.grad_norm, style: "faint", colour: "violet" },
       { name: "learning rate", x: steps.step, y: steps.learning_rate, style: "strong", colour: "blue", axis: "y2" },
     ],
-    layout: { yaxis: { rangemode: "tozero" }, yaxis2: { rangemode: "tozero" } },
+    layout: { yaxis: { rangemode: "tozero" }, yaxis2: { rangemode: "tozero", tickformat: ".1e", nticks: 4 } },
     sentence: `Learning rate ${small(last(steps.learning_rate))}, gradient norm before clipping ${small(last(steps.grad_norm))} at step ${count(last(steps.step))}.`,
   }));
   const rate = live("learning_rate") ?? last(store.metrics?.steps.learning_rate);
@@ -142,7 +144,7 @@ function drawFixed() {
       { name: "exact match", x: evaluations.step, y: evaluations.fixed_eval_em, style: "points", colour: "green" },
       { name: "loss", x: evaluations.step, y: evaluations.fixed_eval_ce, style: "points", colour: "orange", axis: "y2" },
     ],
-    layout: { yaxis: { range: [-0.03, 1.03], tickformat: ".0%", nticks: 5 }, yaxis2: { rangemode: "tozero" } },
+    layout: { yaxis: { range: [-0.03, 1.03], tickformat: ".0%", nticks: 5 }, yaxis2: { rangemode: "tozero", nticks: 4 } },
     sentence: `Exact match ${share(last(evaluations.fixed_eval_em))}, loss ${loss(last(evaluations.fixed_eval_ce))}, calibration error ${fixed(live("fixed_eval_ece"), 3)}; ${trend(live("fixed_eval_trend"))}.`,
   }));
   const match = live("fixed_eval_em") ?? last(store.metrics?.evaluations.fixed_eval_em);

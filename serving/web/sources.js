@@ -15,7 +15,7 @@ class Failure extends Error {
   }
 }
 
-/** Return a JSON document and how far the server's clock is ahead of ours; raise Failure. */
+/** Return a JSON document; raise Failure. */
 export async function getJson(path) {
   let response;
   try {
@@ -33,10 +33,7 @@ export async function getJson(path) {
     const detail = typeof document?.detail === "string" ? document.detail : `HTTP ${response.status}`;
     throw new Failure(detail, response.status);
   }
-  // The header counts whole seconds: half of one is the best guess.
-  const sent = Date.parse(response.headers.get("Date"));
-  const offset = Number.isNaN(sent) ? 0 : sent + 500 - Date.now();
-  return { document, offset: Math.abs(offset) < 1000 ? 0 : offset };
+  return document;
 }
 
 class Source {
@@ -65,11 +62,11 @@ class Source {
       delete store.trouble[this.name];
       onChange();
     }
-    const key = JSON.stringify(this.keyNow());
+    const key = JSON.stringify([store.connections, this.keyNow()]);
     if (path === null || !this.#isDue(now, key)) return;
     this.#isAsking = true;
     try {
-      const { document } = await getJson(path);
+      const document = await getJson(path);
       if (path === this.pathNow()) store[this.name] = document;
       delete store.trouble[this.name];
       this.#key = key;

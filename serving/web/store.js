@@ -9,7 +9,9 @@ export const store = {
   isUnused: false,
   /** "connecting", "live", "polling" or "lost". */
   link: "connecting",
-  /** Server time minus ours, in milliseconds. */
+  /** How often the stream of events came to be; everything is asked for again then. */
+  connections: 0,
+  /** The daemon's clock minus ours, in milliseconds. */
   clockOffset: 0,
   /** A run chosen by the reader; null follows the one at work. */
   chosen: null,
