@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import orjson
 
 from chat_template import Message
 from errors import RecordRefused
+from evaluation.graders import check_oracle, spec_of
 from intake.display import describe, describe_keys
 from intake.messages import (
     answered_by,
@@ -54,12 +55,12 @@ assert tuple(SIGNATURES) == get_args(Format)
 
 _OPTIONAL: dict[Format, tuple[str, ...]] = {
     "preference": ("prompt",),
-    "messages": ("tools",),
-    "conversations": ("system", "tools"),
-    "alpaca": ("input", "system"),
-    "prompt_completion": ("system", "tools"),
-    "prompt_response": ("system",),
-    "question_answer": ("system",),
+    "messages": ("tools", "grader"),
+    "conversations": ("system", "tools", "grader"),
+    "alpaca": ("input", "system", "grader"),
+    "prompt_completion": ("system", "tools", "grader"),
+    "prompt_response": ("system", "grader"),
+    "question_answer": ("system", "grader"),
     "text": (),
 }
 KNOWN_KEYS: dict[Format, frozenset[str]] = {
@@ -88,6 +89,8 @@ class Record:
     prompt: Sequence[Message] = ()
     chosen: Sequence[Message] = ()
     rejected: Sequence[Message] = ()
+    grader: dict[str, Any] | None = None
+    """How an answer to it is judged, as the record itself says; not part of what is trained."""
 
     def content(self) -> dict[str, Any]:
         """Return what is trained, without the place it came from."""
@@ -102,7 +105,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the line of ``train.jsonl`` that `from_json` reads back."""
-        return {"line": self.line, **self.content()}
+        grader = {} if self.grader is None else {"grader": self.grader}
+        return {"line": self.line, **grader, **self.content()}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Record:
@@ -185,7 +189,7 @@ def _from_alpaca(raw: dict[str, Any], line: int) -> Record:
     if raw.get("input") not in (None, ""):
         question = f"{question}\n\n{require_text(raw['input'], 'input')}"
     answer = require_text(raw["output"], "output")
-    return Record(line, "chat", [*_system(raw), *_exchange(question, answer)])
+    return _judged(Record(line, "chat", [*_system(raw), *_exchange(question, answer)]), raw)
 
 
 def _from_prompt_completion(raw: dict[str, Any], line: int) -> Record:
@@ -197,7 +201,7 @@ def _from_prompt_completion(raw: dict[str, Any], line: int) -> Record:
 def _pair_of_texts(asked: str, answered: str) -> Callable[[dict[str, Any], int], Record]:
     def normalise_pair(raw: dict[str, Any], line: int) -> Record:
         question, answer = require_text(raw[asked], asked), require_text(raw[answered], answered)
-        return Record(line, "chat", [*_system(raw), *_exchange(question, answer)])
+        return _judged(Record(line, "chat", [*_system(raw), *_exchange(question, answer)]), raw)
 
     return normalise_pair
 
@@ -247,7 +251,20 @@ def _common_beginning(chosen: list[Message], rejected: list[Message]) -> list[Me
 
 def _chat(line: int, messages: list[Message], raw: dict[str, Any], field: str = "messages") -> Record:
     check_turns(messages, field)
-    return Record(line, "chat", messages, tools=parse_tools(raw.get("tools")))
+    return _judged(Record(line, "chat", messages, tools=parse_tools(raw.get("tools"))), raw)
+
+
+def _judged(record: Record, raw: dict[str, Any]) -> Record:
+    """Add the grader that a raw record names; refuse one by which its own answer would be wrong."""
+    if raw.get("grader") in (None, ""):
+        return record
+    spec = spec_of(raw["grader"])
+    *_, question, answer = record.messages
+    if answer["role"] != "assistant" or not answer["content"]:
+        remedy = "end the record with the answer to judge by, or leave the grader out"
+        raise RecordRefused("grader", "a grader where no answer comes last", "an answer in words", remedy)
+    check_oracle(spec, answer["content"], question["content"])
+    return replace(record, grader=spec.model_dump(exclude_defaults=True) | {"name": spec.name})
 
 
 def _exchange(question: str, answer: str) -> list[Message]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import orjson
+
 from chat_template import ChatTemplate
 from config import DataConfig, RunPaths
 from durable import sha256_file
@@ -164,7 +166,9 @@ class _Judge:
                     rows = math.ceil(measure.length / limit)
                 case _:
                     self._raise_too_long(measure)
-        stored = b'{"line":%d,%b\n' % (candidate.source.line, candidate.content[1:])
+        grader = candidate.record.grader
+        judged = b"" if grader is None else b'"grader":%b,' % orjson.dumps(grader)
+        stored = b'{"line":%d,%b%b\n' % (candidate.source.line, judged, candidate.content[1:])
         return Accepted(candidate.source.line, stored, rows, tokens)
 
     def _raise_too_long(self, measure: Measure) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,8 @@ import orjson
 import durable
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
+from evaluation.graders import GraderSpec, choose, spec_of
+from evaluation.items import Item
 from intake.formats import Record
 
 if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
@@ -103,9 +105,36 @@ class HeldOutExamples:
         )
 
 
+def held_out_items(records: Path) -> list[Item]:
+    """Return what a model can be asked: the held-out conversations that end with an answer in words.
+
+    Each is judged by the grader that its record names, the others by `chosen_grader`.
+    """
+    found = _answered(records)
+    chosen, _ = _choose(found)
+    return [
+        Item(
+            item_id=record.key().hex(),
+            messages=record.messages[:-1],
+            expected=_golden(record),
+            grader=chosen if record.grader is None else spec_of(record.grader),
+        )
+        for record in found
+    ]
+
+
+def chosen_grader(records: Path) -> tuple[GraderSpec, str]:
+    """Return the grader of the records of a file that name none themselves, and why it is this one."""
+    return _choose(_answered(records))
+
+
 def answered_conversations(records: Path) -> list[list[Message]]:
     """Return the conversations that end with an answer in words, without tools."""
     return [list(record.messages) for record in _answered(records)]
+
+
+def _choose(records: Sequence[Record]) -> tuple[GraderSpec, str]:
+    return choose([_golden(record) for record in records if record.grader is None])
 
 
 def _golden(record: Record) -> str:

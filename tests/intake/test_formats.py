@@ -152,6 +152,7 @@ def test_unused_keys_are_found_also_inside_turns() -> None:
     [
         Record(3, "chat", [SYSTEM, *TALK]),
         Record(3, "chat", TALK, tools=[{"name": "add"}]),
+        Record(3, "chat", TALK, grader={"name": "number", "tolerance": 0.5}),
         Record(3, "text", text="once"),
         Record(3, "preference", prompt=[USER], chosen=[ASSISTANT], rejected=[WORSE]),
     ],
@@ -160,6 +161,47 @@ def test_a_stored_record_reads_back_the_same(record: Record) -> None:
     stored = orjson.loads(orjson.dumps(record.to_json()))
     assert Record.from_json(stored) == record
     assert Record.from_json(stored).key() == record.key()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"messages": TALK},
+        {"instruction": "2+2?", "output": "4"},
+        {"prompt": "2+2?", "completion": "4"},
+        {"prompt": "2+2?", "response": "4"},
+        {"question": "2+2?", "answer": "4"},
+    ],
+)
+def test_a_record_may_name_its_grader(raw: dict[str, Any]) -> None:
+    assert read(raw).grader is None
+    assert read(raw | {"grader": None}).grader is None
+    assert read(raw | {"grader": "number"}).grader == {"name": "number"}
+    assert read(raw | {"grader": {"name": "number", "tolerance": 0.5}}).grader == {
+        "name": "number",
+        "tolerance": 0.5,
+    }
+    assert unused_keys(raw | {"grader": "number"}, detect_format(raw).format) == set()
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "found"),
+    [
+        ({"messages": TALK, "grader": "nummer"}, "grader.name", "'nummer'"),
+        (
+            {"messages": TALK, "grader": {"name": "regex", "pattern": "x"}},
+            "grader",
+            "wrong by the grader 'regex'",
+        ),
+        ({"messages": [*TALK, USER], "grader": "exact"}, "grader", "no answer comes last"),
+        ({"question": "2+2?", "answer": "4", "grader": 7}, "grader", "7"),
+    ],
+)
+def test_a_grader_that_cannot_judge_its_record_is_refused(
+    raw: dict[str, Any], field: str, found: str
+) -> None:
+    problem = refusal(raw)
+    assert (problem.field, found in problem.found) == (field, True)
 
 
 def test_the_key_depends_on_everything_that_is_trained_and_on_nothing_else() -> None:
@@ -173,6 +215,7 @@ def test_the_key_depends_on_everything_that_is_trained_and_on_nothing_else() -> 
     ]
     assert len({record.key() for record in records}) == len(records)
     assert Record(1, "chat", TALK).key() == Record(2, "chat", list(TALK)).key()
+    assert Record(1, "chat", TALK, grader={"name": "contains"}).key() == records[0].key()
     assert len(records[0].key()) == 16
 
 

@@ -468,3 +468,12 @@ def test_no_bytes_make_a_check_raise(
         assert adds_up(card)
         assert card.usable is (card.reason is None)
         assert card.to_text() and card.to_json()
+
+
+def test_the_grader_of_a_record_is_kept_with_it(check: Checker, tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "run")
+    records = [chat("2+2?", "4") | {"grader": "number"}, chat("3+1?", "four") | {"grader": "number"}]
+    card = check([*records, chat("5?")], output=run, config=DataConfig(max_bad_fraction=0.5))
+    assert [record.grader for record in stored(run.train_records)] == [{"name": "number"}, None]
+    (refused,) = card.refusals
+    assert (refused.line, refused.field) == (2, "grader")
