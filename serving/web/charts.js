@@ -127,14 +127,15 @@ function colours() {
   };
 }
 
-/** Styles: "faint", "strong", "points", "marks" and "star", each in the colour named. */
-function trace({ name, x, y, style, colour, axis, lines = true }, ink) {
+/** Styles: "faint", "strong", "points", "marks", "specks" and "star", each in the colour named. */
+function trace({ name, x, y, style, colour, axis }, ink) {
   const hue = ink[colour ?? "blue"];
   const shapes = {
     faint: { mode: "lines", line: { color: hue, width: 1 } },
     strong: { mode: "lines", line: { color: hue, width: 2 } },
-    points: { mode: lines ? "lines+markers" : "markers", line: { color: hue, width: 1.5 }, marker: { color: hue, size: 6 } },
+    points: { mode: "lines+markers", line: { color: hue, width: 1.5 }, marker: { color: hue, size: 6 } },
     marks: { mode: "markers", marker: { color: ink.card, size: 9, symbol: "diamond", line: { color: hue, width: 1.5 } } },
+    specks: { mode: "markers", marker: { color: ink.card, size: 5, symbol: "diamond", line: { color: hue, width: 1 } } },
     star: { mode: "markers", marker: { color: hue, size: 15, symbol: "star", line: { color: ink.card, width: 1 } } },
   };
   return {
@@ -144,7 +145,7 @@ function trace({ name, x, y, style, colour, axis, lines = true }, ink) {
     y,
     yaxis: axis ?? "y",
     hovertemplate: "%{y:.5~g}",
-    connectgaps: style === "points",
+    connectgaps: true,
     cliponaxis: false,
     ...shapes[style],
   };

@@ -7,6 +7,7 @@ const STATUS = "/status/training_status.json";
 const POLL_MS = 2000;
 /** The server pings every 15 s; silence beyond this is a broken line. */
 const SILENCE_MS = 20_000;
+const FIRST_WORD_MS = 1000;
 const FIRST_RETRY_MS = 1000;
 const LAST_RETRY_MS = 15_000;
 /** Clocks that differ by less show the same time. */
@@ -23,10 +24,10 @@ export class Connection {
     this.#onChange = onChange;
   }
 
-  /** Ask once at once, so that the first numbers do not wait for the stream; then listen. */
+  /** Listen; the stream begins with the document. Ask where it does not, for there may be none. */
   start() {
-    this.#ask();
     this.#listen();
+    setTimeout(() => store.status ?? this.#ask(), FIRST_WORD_MS);
   }
 
   #listen() {

@@ -7,7 +7,7 @@ export function el(tag, attributes = {}, ...children) {
     if (value === null || value === undefined || value === false) continue;
     node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 
@@ -26,7 +26,7 @@ export function fill(id, key, build) {
   const text = JSON.stringify(key) ?? "";
   if (shown.get(node) === text) return;
   shown.set(node, text);
-  node.replaceChildren(...[build()].flat().filter(Boolean));
+  node.replaceChildren(...[build()].flat(Infinity).filter(Boolean));
 }
 
 /** Set a length in percent as a custom property of CSS. */

@@ -29,6 +29,7 @@ export function drawLearning() {
   drawFixed();
 }
 
+const some = (steps) => (steps.length > FEW ? "strong" : "points");
 const hasNumbers = (values) => (values ?? []).some((value) => value !== null);
 const last = (values) => (values ?? []).findLast((value) => value !== null) ?? null;
 const first = (values) => (values ?? []).find((value) => value !== null) ?? null;
@@ -61,8 +62,8 @@ function drawLoss() {
       series: [
         { name: "training, each step", x: steps.step, y: steps.loss, style: "faint", colour: "faint" },
         { name: "training, moving average", x: steps.step, y: steps.ema_loss, style: "strong", colour: "blue" },
-        { name: "held-out", x: evaluations.step, y: evaluations.eval_loss, style: "points", colour: "orange" },
-        { name: "checkpoint", ...marks(others), style: "marks", colour: "orange" },
+        { name: "held-out", x: evaluations.step, y: evaluations.eval_loss, style: some(evaluations.step), colour: "orange" },
+        { name: "checkpoint", ...marks(others), style: others.length > FEW ? "specks" : "marks", colour: "orange" },
         { name: "best checkpoint", ...marks(best), style: "star", colour: "orange" },
       ].filter(({ x }) => x.length),
       layout: { yaxis: { type: isLog ? "log" : "linear", title: { text: "nats per token", standoff: 6 } }, height: 330 },
@@ -99,11 +100,12 @@ function drawAccuracy() {
   if (!isCurrent) return present("accuracy", [], unknown("Only the run at work counts its answers here; see its evaluations for exact match."));
   if (!status.total_evals) return present("accuracy", ["status"], unknown("No answer has been judged yet."));
   present("accuracy", ["status"], full);
-  const [steps, values] = [history.map(([step]) => step), history.map(([, value]) => value)];
+  const byStep = new Map(history);
+  const [steps, values] = [[...byStep.keys()], [...byStep.values()]];
   charts.accuracy.show({
     view: status.job_id,
     key: JSON.stringify([status.job_id, history.length, last(steps), last(values)]),
-    series: [{ name: "last 20 answers", x: steps, y: values, style: steps.length > FEW ? "strong" : "points", colour: "green" }],
+    series: [{ name: "last 20 answers", x: steps, y: values, style: some(steps), colour: "green" }],
     layout: { yaxis: { range: [-3, 103], ticksuffix: " %", nticks: 5 }, showlegend: false },
     sentence: `Right in the last 20 answers: ${percent(status.accuracy_last_20)}; last 50: ${percent(status.accuracy_last_50)}; all: ${percent(status.accuracy_percent)} (${count(status.total_correct)} of ${count(status.total_evals)}).`,
   });
@@ -141,8 +143,8 @@ function drawFixed() {
   chart("fixed", isKnown, none, ({ job_id, evaluations }) => ({
     key: JSON.stringify([job_id, evaluations.step.length, last(evaluations.fixed_eval_em), last(evaluations.fixed_eval_ce)]),
     series: [
-      { name: "exact match", x: evaluations.step, y: evaluations.fixed_eval_em, style: "points", colour: "green" },
-      { name: "loss", x: evaluations.step, y: evaluations.fixed_eval_ce, style: "points", colour: "orange", axis: "y2" },
+      { name: "exact match", x: evaluations.step, y: evaluations.fixed_eval_em, style: some(evaluations.step), colour: "green" },
+      { name: "loss", x: evaluations.step, y: evaluations.fixed_eval_ce, style: some(evaluations.step), colour: "orange", axis: "y2" },
     ],
     layout: { yaxis: { range: [-0.03, 1.03], tickformat: ".0%", nticks: 5 }, yaxis2: { rangemode: "tozero", nticks: 4 } },
     sentence: `Exact match ${share(last(evaluations.fixed_eval_em))}, loss ${loss(last(evaluations.fixed_eval_ce))}, calibration error ${fixed(live("fixed_eval_ece"), 3)}; ${trend(live("fixed_eval_trend"))}.`,

@@ -1,8 +1,8 @@
 // How a panel looks: full, empty (nothing yet), null (not known), stale (old), error (could not be read).
 
 import { byId, say } from "./dom.js";
-import { heartbeatAge, isSilent, store } from "./store.js";
-import { duration, moment } from "./words.js";
+import { isSilent, store } from "./store.js";
+import { moment } from "./words.js";
 
 export const full = { look: "full", sentence: "" };
 export const empty = (sentence) => ({ look: "empty", sentence });
@@ -26,12 +26,8 @@ function inTrouble(sources) {
 }
 
 function grownOld(content, lasts) {
-  if (content.look === "empty") return null;
-  if (store.link === "lost") {
-    return { look: "stale", sentence: `No connection: this is as of ${moment(store.status?.heartbeat_at)}.` };
-  }
-  if (!lasts && isSilent()) {
-    return { look: "stale", sentence: `The daemon has been silent for ${duration(heartbeatAge())}: this is as of ${moment(store.status.heartbeat_at)}.` };
-  }
-  return null;
+  if (content.look !== "full") return null;
+  const isLost = store.link === "lost";
+  if (!isLost && (lasts || !isSilent())) return null;
+  return { look: "stale", sentence: `As of ${moment(store.status?.heartbeat_at)}` };
 }

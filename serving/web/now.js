@@ -53,6 +53,7 @@ function drawState() {
 
 function stateWords(status) {
   const word = STATES[status.state] ?? capital(status.state);
+  if (isSilent()) return `${word}, when last heard of`;
   if (status.status === "crashed") return `${word} after a failed run`;
   if (status.status === "stopping" || status.status === "skipping") return `${word}, ${status.status}`;
   return word;
