@@ -175,7 +175,7 @@ function paint({ yaxis = {}, yaxis2, ...rest }, ink, view) {
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12, color: ink.soft } },
     xaxis: { ...axis, showgrid: false, tickformat: ",d", rangemode: "tozero" },
     yaxis: { ...axis, ...yaxis },
-    ...(yaxis2 ? { yaxis2: { ...axis, overlaying: "y", side: "right", showgrid: false, ...yaxis2 } } : {}),
+    ...(yaxis2 ? { yaxis2: { ...axis, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", ...yaxis2 } } : {}),
     ...rest,
   };
 }

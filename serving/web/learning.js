@@ -100,7 +100,7 @@ function drawAccuracy() {
   if (!isCurrent) return present("accuracy", [], unknown("Only the run at work counts its answers here; see its evaluations for exact match."));
   if (!status.total_evals) return present("accuracy", ["status"], unknown("No answer has been judged yet."));
   present("accuracy", ["status"], full);
-  const byStep = new Map(history);
+  const byStep = new Map(ofLastFile(history));
   const [steps, values] = [[...byStep.keys()], [...byStep.values()]];
   charts.accuracy.show({
     view: status.job_id,
@@ -109,6 +109,12 @@ function drawAccuracy() {
     layout: { yaxis: { range: [-3, 103], ticksuffix: " %", nticks: 5 }, showlegend: false },
     sentence: `Right in the last 20 answers: ${percent(status.accuracy_last_20)}; last 50: ${percent(status.accuracy_last_50)}; all: ${percent(status.accuracy_percent)} (${count(status.total_correct)} of ${count(status.total_evals)}).`,
   });
+}
+
+/** Steps are counted by file: where they fall, an earlier file ends. */
+function ofLastFile(history) {
+  const start = history.findLastIndex(([step], place) => place > 0 && step < history[place - 1][0]);
+  return history.slice(Math.max(0, start));
 }
 
 function drawRates() {

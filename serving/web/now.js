@@ -95,12 +95,17 @@ function factsOf(status) {
     ["Step in all", of(status.current_step, status.total_steps)],
     status.phase_total && status.state !== "training" ? [capital(status.phase_unit ?? "done"), of(status.phase_done, status.phase_total)] : null,
     ["Epoch", fixed(status.epoch, 2)],
-    ["Time left", status.eta_seconds === null ? UNKNOWN : `${duration(status.eta_seconds)}${status.eta_confidence === "low" ? ", roughly" : ""}`, status.eta_confidence ? `confidence: ${status.eta_confidence}` : undefined],
+    ["Time left", timeLeft(status), status.eta_confidence ? `confidence: ${status.eta_confidence}` : undefined],
     ["Heartbeat", el("span", { id: "now-heartbeat" }), moment(status.heartbeat_at)],
     ["Queue", waiting === null ? UNKNOWN : `${plural(waiting, "file")}${queue.settling ? ", one arriving" : ""}`, next],
     ["Current version", status.version ?? "none yet"],
     control ? ["Last command", `${control.command}${control.applied_at ? ", done" : ", under way"}`, control.reason ?? undefined] : null,
   ];
+}
+
+function timeLeft({ state, eta_seconds, eta_confidence }) {
+  if (eta_seconds === null || state !== "training") return UNKNOWN;
+  return `${duration(eta_seconds)}${eta_confidence === "low" ? ", roughly" : ""}`;
 }
 
 const of = (done, total) => (total === null || total === undefined ? UNKNOWN : `${count(done)} of ${count(total)}`);
