@@ -156,6 +156,8 @@ class EvaluationConfig(Section):
     """Wall-clock limit of one batch of answers."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Held-out prompts answered at each evaluation and shown live."""
+    fixed_eval_prompts: Annotated[int, Field(ge=0)] = 24
+    """The same, for exact match: as many of them as `max_share` has room for."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Largest share of a run's time for such answers; those of the start and of the end are always given."""
 

@@ -109,7 +109,7 @@ class Examiner:
 
 
 def _result(item: Item, loss: tuple[float, int] | None, answer: Answer | None) -> ItemResult:
-    judged = None if answer is None else grade(item.grader, item.expected, answer.text)
+    judged = None if answer is None else grade(item.grader, item.expected, answer.text, item.question)
     return ItemResult(
         item_id=item.item_id,
         level=item.level,

@@ -27,6 +27,11 @@ class Item:
     tools: list[Any] | None = None
 
     @property
+    def question(self) -> str:
+        """The turn that is answered."""
+        return str(self.messages[-1]["content"]) if self.messages else ""
+
+    @property
     def conversation(self) -> list[Message]:
         """The question with its expected answer."""
         return [*self.messages, {"role": "assistant", "content": self.expected}]

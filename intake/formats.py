@@ -92,6 +92,16 @@ class Record:
     grader: dict[str, Any] | None = None
     """How an answer to it is judged, as the record itself says; not part of what is trained."""
 
+    @property
+    def answer(self) -> str | None:
+        """The answer that a model can be asked for: in words, at the end, and without tools; or None."""
+        if self.kind != "chat" or self.tools is not None or len(self.messages) < 2:
+            return None
+        if any(message.get("tool_calls") for message in self.messages):
+            return None
+        last = self.messages[-1]
+        return str(last["content"]) if last["role"] == "assistant" else None
+
     def content(self) -> dict[str, Any]:
         """Return what is trained, without the place it came from."""
         match self.kind:

@@ -20,9 +20,10 @@ from chat_template import ChatTemplate
 from config import DataConfig, RunPaths
 from durable import sha256_file
 from errors import RecordRefused
+from evaluation.graders import choose
 from intake.candidates import Candidate, CandidateReader
 from intake.display import printable
-from intake.formats import content_key
+from intake.formats import Record, content_key
 from intake.measuring import Measure, measure_all
 from intake.outputs import RecordFiles
 from intake.raw_records import BadRecord, RawRecord
@@ -121,6 +122,9 @@ class _Judge:
         self.refusals: list[Refusal] = []
         self.total = self.accepted = self.refused = self.duplicates = self.dropped = self.held_out = 0
         self.over_length = 0
+        self.expected: list[str] = []
+        """Answers of held-out records that name no grader."""
+        self.own_graders = 0
         self.rows = 0
         self.planned_tokens = 0
 
@@ -192,6 +196,10 @@ class _Judge:
     def _hold_out(self, record: Accepted) -> None:
         self.held_out += 1
         self._files.hold_out(record.stored)
+        kept = Record.from_json(orjson.loads(record.stored))
+        self.own_graders += kept.grader is not None
+        if kept.answer is not None and kept.grader is None:
+            self.expected.append(kept.answer)
 
     def _train(self, record: Accepted) -> None:
         self.accepted += 1
@@ -230,7 +238,7 @@ def _write_card(
         over_length=judge.over_length,
         tokens=judge.tokens.summary(),
         refusals=judge.refusals,
-        notes=[*reader.notes(), *_note_unlisted(judge)],
+        notes=[*reader.notes(), *_note_unlisted(judge), *_note_graders(judge)],
         plan=_make_plan(judge, plan) if reason is None else None,
         limits=Limits(
             max_length=config.max_length,
@@ -243,6 +251,14 @@ def _write_card(
 def _note_unlisted(judge: _Judge) -> Iterator[str]:
     if judge.refused > len(judge.refusals):
         yield f"only the first {len(judge.refusals):,} refused records are listed; refused.jsonl has them all"
+
+
+def _note_graders(judge: _Judge) -> Iterator[str]:
+    if judge.own_graders:
+        yield f"{judge.own_graders:,} held-out records are judged by the grader they name"
+    if judge.expected:
+        spec, why = choose(judge.expected)
+        yield f"answers to held-out records are judged by the grader '{spec.name}': {why}"
 
 
 def _reason(config: DataConfig, reader: CandidateReader, judge: _Judge) -> str | None:

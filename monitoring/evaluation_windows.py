@@ -62,6 +62,8 @@ class EvaluationSnapshot:
     eval_samples: tuple[EvalSample, ...]
     think_tag_count: int
     think_tag_percent: float | None
+    eval_failures: int
+    """Prompts whose answers did not come whole; they count neither as right nor as wrong."""
 
 
 class EvaluationWindows:
@@ -69,7 +71,7 @@ class EvaluationWindows:
 
     def __init__(self) -> None:
         self._matches: deque[bool] = deque(maxlen=LONG_WINDOW)
-        self._total = self._correct = self._thoughts = 0
+        self._total = self._correct = self._thoughts = self._failures = 0
         self._recent: tuple[RecentExample, ...] = ()
         self._samples: deque[EvalSample] = deque(maxlen=EVAL_SAMPLES)
 
@@ -84,6 +86,10 @@ class EvaluationWindows:
         self._samples.append(_as_sample(example))
         others = (one for one in self._recent if _identity(one) != _identity(example))
         self._recent = (*others, example)[-RECENT_EXAMPLES:]
+
+    def fail(self) -> None:
+        """Take note of an answer that did not come whole."""
+        self._failures += 1
 
     def snapshot(self) -> EvaluationSnapshot:
         """Return what can be said now."""
@@ -101,6 +107,7 @@ class EvaluationWindows:
             eval_samples=tuple(self._samples),
             think_tag_count=self._thoughts,
             think_tag_percent=_percent(self._thoughts, self._total),
+            eval_failures=self._failures,
         )
 
     def _trend(self, last: float | None, overall: float | None) -> Trend:

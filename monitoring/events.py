@@ -150,6 +150,28 @@ class ExampleEvent(_Event):
     """Nats per trained token of the expected answers of this conversation."""
     error: str | None = None
     """Why there is no whole answer."""
+    correct: bool | None = None
+    """As its grader judges it; null where there is no whole answer."""
+    grader: str | None = None
+    pattern: str | None = None
+    """The kind of thing the prompt asks for."""
+
+
+class FixedEvalEvent(_Event):
+    """The same held-out records at each evaluation: exact match, loss, calibration; null where not known."""
+
+    event: Literal["fixed_eval"] = "fixed_eval"
+    step: int
+    em: float | None
+    """Share of right answers among those that came whole, from 0 to 1."""
+    ce: float | None
+    """Nats per assistant token, over all held-out records."""
+    ece: float | None
+    """Expected calibration error of the predicted assistant tokens, from 0 to 1."""
+    tokens: int
+    """Those that `ce` and `ece` are of."""
+    matches: tuple[bool | None, ...]
+    """Answer by answer, always in the same order; null for one that did not come whole."""
 
 
 class BestCheckpoint(BaseModel):
@@ -212,6 +234,7 @@ Event = (
     | AlertEvent
     | EvaluatedEvent
     | ExampleEvent
+    | FixedEvalEvent
     | CheckpointEvent
     | PublishedEvent
     | OutcomeEvent

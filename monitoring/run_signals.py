@@ -17,14 +17,17 @@ from monitoring.events import (
     EvaluatedEvent,
     Event,
     ExampleEvent,
+    FixedEvalEvent,
     OutcomeEvent,
     PlanEvent,
     ReportEvent,
     SignalsEvent,
     StepEvent,
 )
+from monitoring.fixed_eval_history import FixedEvalHistory
 from monitoring.hardware import HardwareReading
 from monitoring.observation import Observation, Thresholds
+from monitoring.pattern_heatmap import PatternHeatmap
 from monitoring.smart_alerts import GRAVITY, Alert, SmartAlerts, Transition
 from monitoring.streaming_metrics import StreamingMetrics
 from monitoring.thinned_history import ThinnedHistory
@@ -40,6 +43,7 @@ class RunSignals:
         self._machine = SmartAlerts(self._limits)
         self._answers = EvaluationWindows()
         self._accuracies = ThinnedHistory()
+        self._heatmap = PatternHeatmap()
         self._transitions: list[Transition] = []
         self.begin()
 
@@ -49,6 +53,7 @@ class RunSignals:
         self._streaming = StreamingMetrics()
         self._throughput = ThroughputMonitor()
         self._losses = ThinnedHistory()
+        self._fixed_eval = FixedEvalHistory()
         self._heard_at: float | None = None
         self._holds_out = False
         self._loss: float | None = None
@@ -70,6 +75,8 @@ class RunSignals:
                 return self._observe_evaluation(event) | self._active()
             case ExampleEvent():
                 return self._observe_answer(event)
+            case FixedEvalEvent():
+                return self._observe_fixed_eval(event) | self._active()
             case CheckpointEvent():
                 missing = ("validation_loss",) if self._holds_out and event.eval_loss is None else ()
                 self._judge(self._alerts, Observation(step=event.step, missing_metrics=missing))
@@ -174,6 +181,9 @@ class RunSignals:
         }
 
     def _observe_answer(self, event: ExampleEvent) -> dict[str, Any]:
+        if event.error is not None:
+            self._answers.fail()
+            return asdict(self._answers.snapshot())
         self._answers.observe(
             RecentExample(
                 step=event.step,
@@ -186,10 +196,28 @@ class RunSignals:
                 loss=event.loss,
             )
         )
+        if event.pattern is not None:
+            self._heatmap.observe(event.pattern, event.golden_tokens, event.answer_matches)
         answers = self._answers.snapshot()
         if answers.accuracy_last_20 is not None:
             self._accuracies.add(event.step, answers.accuracy_last_20)
-        return {**asdict(answers), "accuracy_history": self._accuracies.points()}
+        return {
+            **asdict(answers),
+            "accuracy_history": self._accuracies.points(),
+            "pattern_heatmap": self._heatmap.table(),
+        }
+
+    def _observe_fixed_eval(self, event: FixedEvalEvent) -> dict[str, Any]:
+        self._fixed_eval.observe(event.matches)
+        self._judge(self._alerts, Observation(step=event.step, ece=event.ece))
+        fields = {
+            "fixed_eval_em": event.em,
+            "fixed_eval_ce": event.ce,
+            "fixed_eval_ece": event.ece,
+            "fixed_eval_trend": self._fixed_eval.trend(),
+        }
+        # Where there was no time for answers, what is known of the evaluation before still stands.
+        return {name: value for name, value in fields.items() if value is not None}
 
     def _observe_outcome(self, event: OutcomeEvent) -> dict[str, Any]:
         self._heard_at = None

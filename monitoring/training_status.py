@@ -36,6 +36,7 @@ from monitoring.events import (
 )
 from monitoring.hardware import HardwareMonitor
 from monitoring.observation import Thresholds
+from monitoring.pattern_heatmap import Heatmap
 from monitoring.run_signals import RunSignals
 from monitoring.smart_alerts import Alert
 from monitoring.trends import Trend
@@ -185,6 +186,16 @@ class TrainingStatus(_Part):
     accuracy_last_50: float | None = None
     accuracy_trend: Trend | None = None
     eval_samples: tuple[EvalSample, ...] = ()
+    eval_failures: int = 0
+    """Prompts whose answers did not come whole; they are in no other count."""
+    fixed_eval_em: float | None = None
+    """Share of exact matches at the last evaluation that answered, from 0 to 1."""
+    fixed_eval_ce: float | None = None
+    """Nats per assistant token of the held-out records."""
+    fixed_eval_ece: float | None = None
+    """Expected calibration error of the predicted tokens, from 0 to 1."""
+    fixed_eval_trend: Trend | None = None
+    pattern_heatmap: Heatmap | None = None
     think_tag_count: int = 0
     think_tag_percent: float | None = None
     current_golden_output_length: int | None = None
@@ -348,6 +359,7 @@ _OF_A_RUN = (
     *("tokens_per_sec_avg", "tokens_per_sec_baseline", "throughput_trend", "total_tokens"),
     *("streaming_ce", "loss_variance", "loss_trend", "token_entropy", "grad_norm", "lora_stats"),
     *("lora_summary", "trainable_parameters", "monitoring_overhead", "epochs_without_improvement"),
+    *("fixed_eval_em", "fixed_eval_ce", "fixed_eval_ece", "fixed_eval_trend"),
     *("eta_confidence", "best_checkpoint", "error_message", "error_type", "message"),
 )
 

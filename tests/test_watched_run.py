@@ -39,8 +39,7 @@ LEARNING = {
     DIVERGING: ("train.learning_rate=0.3", "train.warmup_ratio=0.5"),
 }
 
-# What people and scripts have long read, but for what needs a fixed evaluation: fixed_eval_* and
-# pattern_heatmap.
+# What people and scripts have long read.
 FIELDS = [
     *("status", "current_step", "total_steps", "epoch", "loss", "learning_rate", "timestamp"),
     *("max_output_tokens", "context_window", "batch_step", "batch_total_steps", "batch_number"),
@@ -52,6 +51,7 @@ FIELDS = [
     *("tokens_per_sec_baseline", "throughput_trend", "validation_loss", "val_train_gap", "think_tag_count"),
     *("think_tag_percent", "max_golden_output_length", "current_golden_output_length"),
     *("max_model_output_length", "current_model_output_length", "error_message", "error_type"),
+    *("fixed_eval_em", "fixed_eval_ce", "fixed_eval_ece", "fixed_eval_trend", "pattern_heatmap"),
 ]
 UNKNOWN_HERE = {"current_system_prompt", "error_message", "error_type"}
 """Null in a run that ended well and whose conversations have no system prompt."""

@@ -67,7 +67,10 @@ class Anomalies:
         return Anomaly("new_best", eval_loss, before)
 
     def of_answers(self, answers: Sequence[AnsweredExample]) -> Anomaly | None:
-        """Judge the answers to the same prompts as last time."""
+        """Judge the answers to the same prompts as last time; one that did not come whole is none."""
+        answers = [answer for answer in answers if answer.error is None]
+        if not answers:
+            return None
         accuracy = fmean(answer.matches for answer in answers)
         before, self._accuracy = self._accuracy, accuracy
         # Rounded, since 0.55 - 0.45 is a little less than 0.1.

@@ -254,7 +254,12 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop |= self._stopping.observe(state.global_step, value) is not None
         if self._evolution is not None:
             is_last = control.should_training_stop or state.global_step == state.max_steps
-            self._evolution.after_evaluation(state.global_step, metrics["eval_loss"], is_last=is_last)
+            self._evolution.after_evaluation(
+                state.global_step,
+                metrics["eval_loss"],
+                is_last=is_last,
+                losses=self._trainer.last_evaluation,
+            )
         if (self._run.checkpoint(state.global_step) / durable.MANIFEST).is_file():
             # The evaluation was still owed when the run was paused here.
             self._seal(state)

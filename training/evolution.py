@@ -17,7 +17,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 import durable
-from monitoring.events import ExampleEvent, NoteEvent, now
+from evaluation.fixed_eval import exact_match
+from evaluation.pattern_tracker import pattern_of
+from monitoring.events import ExampleEvent, FixedEvalEvent, NoteEvent, now
 from training.anomalies import Anomalies, Anomaly
 from training.daemon_link import DaemonLink
 from training.dataset import TokenRows
@@ -66,8 +68,12 @@ class TimeShare:
 
         The first time, whose cost nobody knows, there always is.
         """
+        return self.holds(self.last_seconds)
+
+    def holds(self, seconds: float) -> bool:
+        """Tell whether so much more stays under the share."""
         elapsed = self._clock() - self._began_at
-        return self._spent + self.last_seconds <= self._share * (elapsed + self.last_seconds)
+        return self._spent + seconds <= self._share * (elapsed + seconds)
 
     @contextmanager
     def spend(self) -> Iterator[None]:
@@ -107,6 +113,7 @@ class Evolution:
     ) -> None:
         """Take losses from ``losses_of(rows, on_batch)``, of the rows of the examples."""
         self._losses_of = losses_of
+        self._held_out = held_out
         self._rows = None if held_out is None else held_out.of_lines(self._examples.lines)
 
     def begin(self, step: int) -> None:
@@ -131,15 +138,44 @@ class Evolution:
         elif self._odd is not None:
             self._take(step, "anomaly")
 
-    def after_evaluation(self, step: int, eval_loss: float, *, is_last: bool) -> None:
-        """Take the answers and tell the daemon of them; those of the last evaluation whatever they cost."""
+    def after_evaluation(
+        self, step: int, eval_loss: float, *, is_last: bool, losses: RecordLosses | None = None
+    ) -> None:
+        """Take the answers and tell the daemon of them; those of the last evaluation whatever they cost.
+
+        `losses` are those of all held-out rows, as evaluated.
+        """
         odd = self._anomalies.of_evaluation(eval_loss)
         if self._odd is None and step - self._anomaly_step >= ANOMALY_STEPS:
             self._odd = odd
-        for answer in self._take(step, "evaluation", must=is_last):
+        answers = [*self._take(step, "evaluation", must=is_last)]
+        answers += self._take_further(answers, losses)
+        for answer in answers:
             self._tell(step, answer)
+        self._tell_fixed_eval(step, answers, losses)
         if is_last and self._taken:
             logger.info("Kept the answers of %d steps, skipped %d times", self._taken, self._skipped)
+
+    def _take_further(
+        self, shown: Sequence[AnsweredExample], losses: RecordLosses | None
+    ) -> list[AnsweredExample]:
+        """Answer prompts that are only counted, batch by batch, as long as the share of the time holds.
+
+        What a batch will take is estimated from the one before; the first from those that are shown.
+        """
+        answers: list[AnsweredExample] = []
+        seconds_each = self._time.last_seconds / len(shown) if shown else 0.0
+        shown_seconds = self._time.last_seconds
+        by_line = {} if losses is None or self._held_out is None else _by_line(self._held_out, losses)
+        for numbers in self._examples.further() if shown or not self._examples.lines else []:
+            if self._link.command is not None or not self._time.holds(seconds_each * len(numbers)):
+                break
+            with self._time.spend():
+                answers += self._examples.answer_further(numbers, by_line)
+            seconds_each = self._time.last_seconds / len(numbers)
+            self._link.beat()
+        self._time.last_seconds = shown_seconds  # what the next time of those shown is expected to take
+        return answers
 
     def _take(self, step: int, occasion: Occasion, *, must: bool = False) -> Sequence[AnsweredExample]:
         """Answer the prompts and write what came; return nothing where that would take too long."""
@@ -172,15 +208,9 @@ class Evolution:
             self._link.emit(NoteEvent(message=message))
 
     def _losses(self) -> dict[int, float]:
-        """Return nats per trained token by line; a record that was split has several rows."""
         if self._rows is None or not len(self._rows):
             return {}
-        losses = self._losses_of(self._rows, self._link.beat)
-        totals: dict[int, tuple[float, int]] = {}
-        for line, loss, weight in zip(self._rows.lines, losses.sums, losses.weights, strict=True):
-            total, count = totals.get(line, (0.0, 0))
-            totals[line] = total + loss, count + weight
-        return {line: total / count for line, (total, count) in totals.items()}
+        return _by_line(self._rows, self._losses_of(self._rows, self._link.beat))
 
     def _tell(self, step: int, answer: AnsweredExample) -> None:
         self._link.emit(
@@ -195,6 +225,27 @@ class Evolution:
                 model_tokens=answer.answer_tokens,
                 loss=answer.loss,
                 error=answer.error,
+                correct=answer.correct,
+                grader=answer.grader,
+                pattern=pattern_of(answer.prompt),
+            )
+        )
+
+    def _tell_fixed_eval(
+        self, step: int, answers: Sequence[AnsweredExample], losses: RecordLosses | None
+    ) -> None:
+        calibration = None if losses is None else losses.calibration
+        if calibration is None and not answers:
+            return
+        matches = tuple(answer.is_exact for answer in answers)
+        self._link.emit(
+            FixedEvalEvent(
+                step=step,
+                em=exact_match(matches),
+                ce=None if losses is None or calibration is None else losses.mean,
+                ece=None if calibration is None else calibration.error,
+                tokens=0 if calibration is None else calibration.tokens,
+                matches=matches,
             )
         )
 
@@ -224,6 +275,15 @@ class Evolution:
         return self._folder / f"{'step' if anomaly is None else 'anomaly_step'}_{step:06d}.json"
 
 
+def _by_line(rows: TokenRows, losses: RecordLosses) -> dict[int, float]:
+    """Return nats per trained token by line; a record that was split has several rows."""
+    totals: dict[int, tuple[float, int]] = {}
+    for line, loss, weight in zip(rows.lines, losses.sums, losses.weights, strict=True):
+        total, count = totals.get(line, (0.0, 0))
+        totals[line] = total + loss, count + weight
+    return {line: total / count for line, (total, count) in totals.items()}
+
+
 def _described(step: int, answer: AnsweredExample) -> dict[str, Any]:
     return {
         "example_id": answer.example_id,
@@ -233,6 +293,8 @@ def _described(step: int, answer: AnsweredExample) -> dict[str, Any]:
         "model_output": answer.answer,
         "loss": answer.loss,
         "exact_match": answer.matches,
+        "grader": answer.grader,
+        "correct": answer.correct,
         "output_length": answer.answer_tokens,
         "similarity": similarity(answer.answer, answer.golden),
         "error": answer.error,
@@ -240,13 +302,15 @@ def _described(step: int, answer: AnsweredExample) -> dict[str, Any]:
 
 
 def _summary(answers: Sequence[AnsweredExample]) -> dict[str, Any]:
-    """Count the answers; `accuracy` is a share from 0 to 1."""
+    """Count the answers; `accuracy` is the share of those that came whole, from 0 to 1."""
     losses = [answer.loss for answer in answers if answer.loss is not None]
-    correct = sum(answer.matches for answer in answers)
+    whole = [answer for answer in answers if answer.error is None]
+    correct = sum(answer.matches for answer in whole)
     return {
         "avg_loss": fmean(losses) if losses else None,
-        "accuracy": correct / len(answers),
+        "accuracy": correct / len(whole) if whole else None,
         "total_examples": len(answers),
         "correct": correct,
-        "incorrect": len(answers) - correct,
+        "incorrect": len(whole) - correct,
+        "failed": len(answers) - len(whole),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,15 @@ import orjson
 import durable
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
-from evaluation.graders import GraderSpec, choose, spec_of
+from evaluation.graders import GraderSpec, choose, grade, spec_of
 from evaluation.items import Item
 from intake.formats import Record
 
 if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
     from evaluation.generation import Answer, Generator
+
+
+_EXACT = GraderSpec(name="exact")
 
 
 def held_out_keys(paths: Paths) -> frozenset[bytes]:
@@ -51,57 +53,85 @@ class AnsweredExample:
     """Nats per trained token of the record, as the trainer reckons; None where no row of it is left."""
     error: str | None
     """Why there is no whole answer."""
+    grader: str | None = None
+    correct: bool | None = None
+    """As that grader judges; None where there is no whole answer."""
+    is_exact: bool | None = None
+    """The same but for blanks, capitals, thoughts and a code fence; None where there is no whole answer."""
 
 
 class HeldOutExamples:
-    """The first conversations of a run's held-out file, each asked up to its last answer."""
+    """The first conversations of a run's held-out file, each asked up to its last answer.
+
+    A few of them are shown; further ones are only counted.
+    """
 
     def __init__(
         self, records: Path, generator: Generator, template: ChatTemplate, config: EvaluationConfig
     ) -> None:
         self._generator = generator
         self._config = config
-        self._records = list(islice(_answered(records), config.sample_prompts))
+        answered = _answered(records)
+        chosen, _ = _choose(answered)
+        self._records = answered[: max(config.sample_prompts, config.fixed_eval_prompts)]
+        self._graders = [_grader_of(record, chosen) for record in self._records]
         self._golden_tokens = [
             len(template.tokenizer.encode(_golden(record), add_special_tokens=False).ids)
             for record in self._records
         ]
+        self._shown = range(min(config.sample_prompts, len(self._records)))
 
     @property
     def lines(self) -> frozenset[int]:
-        """The lines of the file they come from."""
-        return frozenset(record.line for record in self._records)
+        """The lines of the file that those shown come from."""
+        return frozenset(self._records[number].line for number in self._shown)
 
     def answer(self, losses: Mapping[int, float]) -> list[AnsweredExample]:
-        """Answer every prompt; `losses` are those of the records, by their line."""
-        if not self._records:
+        """Answer those that are shown; `losses` are those of the records, by their line."""
+        return self._ask(self._shown, losses)
+
+    def further(self) -> list[range]:
+        """Return the numbers of the further examples, batch by batch."""
+        size = self._config.per_device_eval_batch_size
+        numbers = range(len(self._shown), len(self._records))
+        return [numbers[at : at + size] for at in range(0, len(numbers), size)]
+
+    def answer_further(self, numbers: range, losses: Mapping[int, float]) -> list[AnsweredExample]:
+        """Answer one batch of `further`."""
+        return self._ask(numbers, losses)
+
+    def _ask(self, numbers: range, losses: Mapping[int, float]) -> list[AnsweredExample]:
+        if not numbers:
             return []
         # An answer twice as long as the right one is wrong; what would follow only costs time.
-        limit = min(self._config.max_new_tokens, 2 * max(self._golden_tokens) + 16)
+        longest = max(self._golden_tokens[number] for number in numbers)
         answers = self._generator.generate(
-            [record.messages[:-1] for record in self._records], max_new_tokens=limit
+            [self._records[number].messages[:-1] for number in numbers],
+            max_new_tokens=min(self._config.max_new_tokens, 2 * longest + 16),
         )
         return [
-            self._compare(record, tokens, answer, losses.get(record.line))
-            for record, tokens, answer in zip(self._records, self._golden_tokens, answers, strict=True)
+            self._compare(number, answer, losses.get(self._records[number].line))
+            for number, answer in zip(numbers, answers, strict=True)
         ]
 
-    def _compare(
-        self, record: Record, golden_tokens: int, answer: Answer, loss: float | None
-    ) -> AnsweredExample:
-        first, prompt = record.messages[0], record.messages[-2]
-        limit = self._config.max_generation_seconds
+    def _compare(self, number: int, answer: Answer, loss: float | None) -> AnsweredExample:
+        record, spec = self._records[number], self._graders[number]
+        first, prompt, golden = record.messages[0], record.messages[-2], _golden(record)
+        is_whole = answer.finish_reason != "time"
         return AnsweredExample(
             example_id=record.key().hex(),
             system_prompt=first["content"] if first["role"] == "system" else None,
             prompt=prompt["content"],
-            golden=_golden(record),
-            golden_tokens=golden_tokens,
+            golden=golden,
+            golden_tokens=self._golden_tokens[number],
             answer=answer.text,
             answer_tokens=answer.tokens,
-            matches=answer.text.strip() == _golden(record).strip(),
+            matches=answer.text.strip() == golden.strip(),
             loss=loss,
-            error=f"cut off after {limit:g} s" if answer.finish_reason == "time" else None,
+            error=None if is_whole else f"cut off after {self._config.max_generation_seconds:g} s",
+            grader=spec.name,
+            correct=grade(spec, golden, answer.text, prompt["content"]).correct if is_whole else None,
+            is_exact=grade(_EXACT, golden, answer.text).correct if is_whole else None,
         )
 
 
@@ -117,7 +147,7 @@ def held_out_items(records: Path) -> list[Item]:
             item_id=record.key().hex(),
             messages=record.messages[:-1],
             expected=_golden(record),
-            grader=chosen if record.grader is None else spec_of(record.grader),
+            grader=_grader_of(record, chosen),
         )
         for record in found
     ]
@@ -133,24 +163,21 @@ def answered_conversations(records: Path) -> list[list[Message]]:
     return [list(record.messages) for record in _answered(records)]
 
 
+def _grader_of(record: Record, chosen: GraderSpec) -> GraderSpec:
+    return chosen if record.grader is None else spec_of(record.grader)
+
+
 def _choose(records: Sequence[Record]) -> tuple[GraderSpec, str]:
     return choose([_golden(record) for record in records if record.grader is None])
 
 
 def _golden(record: Record) -> str:
-    return str(record.messages[-1]["content"])
+    assert record.answer is not None
+    return record.answer
 
 
 def _answered(records: Path) -> list[Record]:
-    return [
-        record
-        for record in _read(records)
-        if record.kind == "chat"
-        and record.tools is None
-        and len(record.messages) > 1
-        and record.messages[-1]["role"] == "assistant"
-        and not any(message.get("tool_calls") for message in record.messages)
-    ]
+    return [record for record in _read(records) if record.answer is not None]
 
 
 def _read(file: Path) -> list[Record]:

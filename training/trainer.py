@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from trl.trainer.utils import use_adapter
 
 from config import Config
 from errors import ConfigError, EnvironmentNotReady, JobFailed
+from evaluation.fixed_eval import Calibration
 from evaluation.losses import target_log_probs
 from evaluation.short_memory import free_memory, halved, in_parts
 from monitoring.live_monitor import LiveMonitor
@@ -60,6 +62,8 @@ class Losses:
 
     sums: torch.Tensor
     weights: list[int]
+    calibration: Calibration | None = None
+    """Of the predictions of the trained tokens; where those are what is learned, and only in evaluation."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class RecordLosses:
 
     sums: list[float]
     weights: list[int]
+    calibration: Calibration | None = None
+    """None for pairs, whose loss is none of single tokens."""
 
     @property
     def per_record(self) -> list[float]:
@@ -139,6 +145,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         self.micro_batch = config.train.per_device_train_batch_size
         self.eval_batch = config.evaluation.per_device_eval_batch_size
         self.last_step: StepNumbers | None = None
+        self.last_evaluation: RecordLosses | None = None
         self.train_dataset = rows.dataset
         self.remove_callback(PrinterCallback)
         if self.args.bf16:
@@ -152,12 +159,19 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         """Return what the loss of each record is divided by."""
         raise NotImplementedError
 
-    def log_probs(self, batch: Batch) -> torch.Tensor:
-        """Return the summed log-probability of the trained tokens of each sequence."""
-        live = self.live if torch.is_grad_enabled() else None
+    def log_probs(self, batch: Batch, calibration: Calibration | None = None) -> torch.Tensor:
+        """Return the summed log-probability of the trained tokens of each sequence.
+
+        In evaluation `calibration` is shown the predictions.
+        """
+        on_logits: Callable[[torch.Tensor], None] | None = None
+        if torch.is_grad_enabled():
+            on_logits = None if self.live is None else self.live.see_logits
+        elif calibration is not None:
+            on_logits = partial(calibration.add, targets=batch.targets)
         each = target_log_probs(
             *(self.model, batch.input_ids, batch.positions, batch.targets, batch.position_ids),
-            on_logits=None if live is None else live.see_logits,
+            on_logits=on_logits,
         )
         return torch.stack([part.sum() for part in torch.split(each, batch.counts)])
 
@@ -299,6 +313,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             return {}
         if not math.isfinite(losses.mean):
             raise JobFailed("nan", f"step {self.state.global_step}: held-out loss {losses.mean}")
+        self.last_evaluation = losses
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             f"{metric_key_prefix}_standard_error": losses.standard_error,
@@ -315,6 +330,7 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
         `on_batch` is called after each batch, in place of what `setup` was given for that.
         """
         sums, weights = [0.0] * len(rows), [0] * len(rows)
+        calibration: Calibration | None = None
         was_training = self.model.training
         self.model.eval()
         for group in in_length_order(rows.lengths, self.config.evaluation.per_device_eval_batch_size):
@@ -325,9 +341,12 @@ class PlannedTrainer(Trainer):  # type: ignore[misc]
             ):
                 for number, total, weight in zip(numbers, losses.sums.tolist(), losses.weights, strict=True):
                     sums[number], weights[number] = total, weight
+                if losses.calibration is not None:
+                    calibration = calibration or Calibration()
+                    calibration.merge(losses.calibration)
                 (on_batch or self.on_eval_batch)()
         self.model.train(was_training)
-        return RecordLosses(sums, weights)
+        return RecordLosses(sums, weights, calibration)
 
     def _score(self, rows: list[Row]) -> Losses:
         batch = collate(rows, packed=False, pad_token_id=self.pad_token_id)
@@ -366,7 +385,8 @@ class ChatTrainer(PlannedTrainer, SFTTrainer):  # type: ignore[misc]
     """Learns to say the trained tokens."""
 
     def losses(self, batch: Batch) -> Losses:
-        return Losses(-self.log_probs(batch), self.weights(batch))
+        calibration = None if torch.is_grad_enabled() else Calibration()
+        return Losses(-self.log_probs(batch, calibration), self.weights(batch), calibration)
 
     def weights(self, batch: Batch) -> list[int]:
         return batch.counts
