@@ -42,6 +42,10 @@ class StatusStream:
         self.listeners = 0
         """Clients that listen now."""
 
+    @property
+    def is_watching(self) -> bool:
+        return self._watcher is not None
+
     def close(self) -> None:
         """End every stream, so that a server can stop."""
         self._is_closed = True
@@ -58,7 +62,8 @@ class StatusStream:
                 yield self._newest
                 continue
             try:
-                await asyncio.wait_for(changed.wait(), self._ping_seconds)
+                async with asyncio.timeout(self._ping_seconds):  # wait_for may swallow a cancellation
+                    await changed.wait()
             except TimeoutError:
                 yield _PING
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -81,7 +82,10 @@ class Listener:
             elif line.startswith("data: ") and name == event:
                 return json.loads(line.removeprefix("data: "))
 
-    def close(self) -> None:
+    def close(self, *, is_cut_off: bool = False) -> None:
+        """Go, with a word or as when a cable is pulled."""
+        if is_cut_off:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
     def _line(self) -> str:
