@@ -1,9 +1,9 @@
 // What the model answers: the newest example, one prompt over the steps, the last evaluations, the patterns.
 
-import { byId, el, facts, fill, pill, say, table } from "./dom.js";
+import { byId, el, fill, pill, say, table } from "./dom.js";
 import { empty, full, present, unknown } from "./looks.js";
 import { showsCurrentJob, shownJob, store } from "./store.js";
-import { count, fixed, loss, percent, plural } from "./words.js";
+import { count, fixed, plural, share } from "./words.js";
 
 const NO_RUN = "No run yet: held-out prompts are answered here as soon as one trains.";
 const RECENT = 10;
@@ -149,24 +149,23 @@ function drawRecent() {
 
 function drawPatterns() {
   const heat = store.status?.pattern_heatmap ?? null;
-  const isKnown = heat !== null && heat.data.some((cells) => cells.some(({ seen }) => seen));
-  present("patterns", ["status"], !store.status ? empty(NO_RUN) : isKnown ? full : unknown("No answer has been sorted by its pattern yet."));
-  if (!isKnown) return;
-  const kept = heat.rows.map((name, place) => ({ name, cells: heat.data[place] })).filter(({ cells }) => cells.some(({ seen }) => seen));
+  const seen = (row) => heat.cols.some((col) => heat.data[row][col].seen);
+  const rows = heat?.rows.filter(seen) ?? [];
+  present("patterns", ["status"], !store.status ? empty(NO_RUN) : rows.length ? full : unknown("No answer has been sorted by its pattern yet."));
+  if (!rows.length) return;
   fill("patterns-body", heat, () => {
-    const columns = [{ name: "pattern" }, ...heat.cols.map((name) => ({ name, number: true }))];
-    const made = table("Share of right answers by pattern and by tokens of the expected answer", columns, kept.map(({ name, cells }) => ({
-      cells: [name, ...cells.map(heatCell)],
-    })));
+    const cols = heat.cols.filter((col) => rows.some((row) => heat.data[row][col].seen));
+    const columns = [{ name: "pattern" }, ...cols.map((name) => ({ name, number: true }))];
+    const cells = (row) => [row, ...cols.map((col) => heatCell(heat.data[row][col]))];
+    const made = table("Share of right answers by pattern and by tokens of the expected answer", columns, rows.map((row) => ({ cells: cells(row) })));
     made.classList.add("heat");
     return made;
   });
 }
 
 function heatCell({ seen, em }) {
-  if (!seen) return el("span", { class: "soft" }, el("span", { class: "unseen" }, "none seen"), "·");
-  const percentage = 100 * (em > 1 || Number.isInteger(em) ? em / seen : em);
-  const cell = el("span", { class: "cell" }, percent(percentage, 0), el("small", {}, `of ${count(seen)}`));
-  cell.style.setProperty("--heat", `${percentage}%`);
+  if (!seen) return el("span", { class: "soft" }, "—");
+  const cell = el("span", { class: "cell" }, share(em, 0), el("small", {}, `of ${count(seen)}`));
+  cell.style.setProperty("--heat", `${100 * em}%`);
   return cell;
 }
