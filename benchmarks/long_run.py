@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import durable
 from config import Paths, RunPaths
 from monitoring.events import (
-    Event,
     EvaluatedEvent,
+    Event,
     ExampleEvent,
+    FixedEvalEvent,
     PlanEvent,
     SignalsEvent,
     StepEvent,
@@ -73,24 +74,30 @@ def _job() -> Job:
 def _events(steps: int, draw: random.Random) -> Iterator[Event]:
     total = 2 * steps
     yield PlanEvent(
-        records=8 * total, epochs=1, steps_per_epoch=total, total_steps=total, tokens_per_epoch=TOKENS * total,
-        trainable_parameters=4_884_480,
+        records=8 * total, epochs=1, steps_per_epoch=total, total_steps=total,
+        tokens_per_epoch=TOKENS * total, trainable_parameters=4_884_480,
     )  # fmt: skip
     history = CheckpointHistory()
     every = max(1, steps // EVALUATIONS)
     for step in range(1, steps + 1):
         loss = losses(step, steps, draw)
         yield StepEvent(
-            step=step, total_steps=total, epoch=step / total, loss=loss, learning_rate=2e-4 * (1 - step / total),
-            grad_norm=1 + draw.random(), tokens=TOKENS, seconds=STEP_SECONDS * (1 + 0.1 * draw.random()),
+            step=step, total_steps=total, epoch=step / total, loss=loss,
+            learning_rate=2e-4 * (1 - step / total), grad_norm=1 + draw.random(), tokens=TOKENS,
+            seconds=STEP_SECONDS * (1 + 0.1 * draw.random()),
         )  # fmt: skip
         if step % every == 0:
             scored = history.add(step, loss + 0.1, loss)
             yield EvaluatedEvent(
                 step=step, eval_loss=loss + 0.1, records=100, tokens=8000, train_loss=loss, score=scored.score
             )
-            yield from (_example(step, number, loss) for number in range(PROMPTS))
-    yield SignalsEvent(step=steps, monitoring_overhead=0.004, token_entropy=1.1, **_layers(draw))
+            said = [_example(step, number, loss) for number in range(PROMPTS)]
+            yield from said
+            matches = tuple(one.answer_matches for one in said)
+            yield FixedEvalEvent(
+                step=step, em=sum(matches) / PROMPTS, ce=loss + 0.1, ece=0.1, tokens=8000, matches=matches
+            )
+    yield _signals(steps, draw)
 
 
 def _example(step: int, number: int, loss: float) -> ExampleEvent:
@@ -102,20 +109,23 @@ def _example(step: int, number: int, loss: float) -> ExampleEvent:
     )  # fmt: skip
 
 
-def _layers(draw: random.Random) -> dict[str, dict[str, object]]:
+def _signals(step: int, draw: random.Random) -> SignalsEvent:
     names = [f"model.layers.{depth}.self_attn.{name}" for depth in range(LAYERS) for name in PROJECTIONS]
     fields = ("mean_grad_norm", "max_grad_norm", "current_grad_norm", "mean_update", "max_update")
-    more = ("current_update", "update_ratio", "norm_a", "norm_b", "effective_rank")
-    stats = {
-        name: {"num_updates": 100, **{field: draw.random() for field in (*fields, *more)}} for name in names
-    }
-    top = [{"name": name, "grad_norm": 1 - place / 10} for place, name in enumerate(names[:5])]
+    more = ("current_update", "num_updates", "update_ratio", "norm_a", "norm_b", "effective_rank")
     summary = {
         "total_layers": len(names), "active_layers": len(names), "dead_layers": (), "vanishing_layers": (),
         "exploding_layers": (), "broken_layers": (), "smallest_grad_norm": 0.01, "largest_grad_norm": 1.0,
-        "gradient_imbalance": 100.0, "top_layers": top,
+        "gradient_imbalance": 100.0,
+        "top_layers": [{"name": name, "grad_norm": 1 - place / 10} for place, name in enumerate(names[:5])],
     }  # fmt: skip
-    return {"lora_stats": stats, "lora_summary": summary}
+    return SignalsEvent(
+        step=step,
+        monitoring_overhead=0.004,
+        token_entropy=1.1,
+        lora_stats={name: {field: draw.random() for field in (*fields, *more)} for name in names},
+        lora_summary=summary,
+    )
 
 
 def _write_answers(run: RunPaths, steps: int) -> None:

@@ -6,6 +6,7 @@ is paused, so that what is shown can be compared word for word with what is true
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import urllib.request
@@ -136,9 +137,7 @@ def test_head_shows_file_step_queue_and_version(watched: Watched) -> None:
 
 def test_glance_answers_the_five_questions(watched: Watched) -> None:
     status = watched.status
-    answers = dict(
-        zip(watched.visit.texts("#glance dt"), watched.visit.texts("#glance strong"), strict=True)
-    )
+    answers = dict(zip(watched.visit.texts("#glance dt"), watched.visit.texts("#glance strong"), strict=True))
     best = status["best_checkpoint"]["step"]
     assert answers["Is it alive?"] == "Yes"
     assert answers["Which checkpoint?"] == f"⭐ Step {best:,}"
@@ -287,7 +286,7 @@ def test_page_is_open_to_keyboards_and_screen_readers(watched: Watched) -> None:
     assert page.evaluate("document.activeElement.id") == "main"
     levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(one => Number(one.tagName[1]))")
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
 def test_colours_follow_the_system_until_a_reader_chooses(watched: Watched) -> None:
@@ -309,7 +308,7 @@ def test_colours_follow_the_system_until_a_reader_chooses(watched: Watched) -> N
 def test_page_fits_a_phone(watched: Watched) -> None:
     page = watched.visit.page
     page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    wait_until(lambda: page.evaluate("document.documentElement.scrollWidth") <= 360)
     page.set_viewport_size({"width": 1360, "height": 900})
 
 

@@ -128,6 +128,7 @@ def test_page_polls_where_something_between_cuts_the_stream(chromium: Any, tmp_p
 def test_panels_that_cannot_be_read_say_why(chromium: Any, tmp_path: Path) -> None:
     paths, secret = Paths(tmp_path), tmp_path / "token"
     write_long_run(paths, 50)
+    secret.touch(mode=0o600)
     secret.write_text(TOKEN)
     settings = f"serving.token_file={secret}"
     with Served(paths, settings) as client:
