@@ -93,7 +93,7 @@ def _count_bytes(session: CDPSession) -> dict[str, float]:
 
 def _delay(page: Page, writer: StatusWriter, number: int) -> float:
     """Change the status document and return how long the page took to say so."""
-    words = f"change {number}."
+    words = f"Change {number}."
     began = time.perf_counter()
     writer.update(message=words)
     page.locator("#now-message").filter(has_text=words).wait_for()

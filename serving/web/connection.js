@@ -113,7 +113,8 @@ export class Connection {
 
   #become(link) {
     if (store.link === link) return;
-    if (store.link !== "live" && link === "live") store.connections += 1;
+    // What was asked before the line broke may have changed meanwhile.
+    if (link === "live" || store.link === "lost") store.connections += 1;
     store.link = link;
     this.#onChange();
   }

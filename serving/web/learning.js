@@ -152,7 +152,7 @@ function drawFixed() {
       { name: "exact match", x: evaluations.step, y: evaluations.fixed_eval_em, style: some(evaluations.step), colour: "green" },
       { name: "loss", x: evaluations.step, y: evaluations.fixed_eval_ce, style: some(evaluations.step), colour: "orange", axis: "y2" },
     ],
-    layout: { yaxis: { range: [-0.03, 1.03], tickformat: ".0%", nticks: 5 }, yaxis2: { rangemode: "tozero", nticks: 4 } },
+    layout: { yaxis: { range: [-0.03, 1.03], tickformat: ".0%", nticks: 5 }, yaxis2: { rangemode: "tozero", nticks: 5 } },
     sentence: `Exact match ${share(last(evaluations.fixed_eval_em))}, loss ${loss(last(evaluations.fixed_eval_ce))}, calibration error ${fixed(live("fixed_eval_ece"), 3)}; ${trend(live("fixed_eval_trend"))}.`,
   }));
   const match = live("fixed_eval_em") ?? last(store.metrics?.evaluations.fixed_eval_em);

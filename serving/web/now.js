@@ -17,6 +17,9 @@ const STATES = {
   waiting: "Waiting",
   stopped: "Stopped",
 };
+const TONES = { critical: "bad", warning: "warn", info: "plain" };
+/** Where the first advice of several ends; what follows stands beside the alert. */
+const FIRST_CLAUSE = /[:;,.](?=\s|$)/;
 const NOTHING = "No daemon has run on this folder yet: start one with “trainbox run”.";
 
 export function drawNow() {
@@ -48,7 +51,7 @@ function drawState() {
   say("now-heartbeat", `${duration(heartbeatAge())} ago`);
   const message = status.error_message ?? status.message;
   byId("now-message").hidden = !message;
-  say("now-message", message ?? "");
+  say("now-message", capital(message ?? ""));
 }
 
 function stateWords(status) {
@@ -160,7 +163,7 @@ function advice() {
   if (!status) return { question, words: "Start the daemon", detail: "trainbox run" };
   if (isSilent()) return { question, words: "Look at its log", detail: "logs/daemon.log; start it again with trainbox run", tone: "bad" };
   const [alert] = status.active_alerts ?? [];
-  if (alert) return { question, words: alert.message, detail: alert.recommendation, tone: alert.severity === "critical" ? "bad" : alert.severity === "warning" ? "warn" : "plain" };
+  if (alert) return { question, words: alert.recommendation.split(FIRST_CLAUSE)[0], detail: capital(alert.message), tone: TONES[alert.severity] };
   if (status.status === "crashed") return { question, words: "Read the error", detail: status.error_message ?? "The job's log says what happened.", tone: "bad" };
   if (status.state === "paused") return { question, words: "Resume when ready", detail: "trainbox resume", tone: "warn" };
   if (status.state === "stopped") return { question, words: "Start it again", detail: "trainbox run", tone: "warn" };
@@ -200,7 +203,7 @@ function drawAlerts() {
   byId("alerts-past").hidden = past.length === 0;
   fill("alerts-active", active, () => active.map(alertItem));
   fill("alerts-history", past, () => table("Earlier alerts, newest first", [{ name: "when" }, { name: "what" }, { name: "alert" }], past.map((one) => ({
-    cells: [moment(one.at ?? one.timestamp), pill(one.kind ?? one.severity, one.kind === "resolved" ? "good" : "warn"), one.message],
+    cells: [moment(one.at ?? one.timestamp), pill(one.kind ?? one.severity, one.kind === "resolved" ? "good" : "warn"), capital(one.message)],
   }))));
 }
 
@@ -208,8 +211,8 @@ function alertItem(alert) {
   return el(
     "li",
     { "data-severity": alert.severity, "data-category": alert.category },
-    pill(alert.severity, alert.severity === "critical" ? "bad" : alert.severity === "warning" ? "warn" : "plain"),
-    el("div", {}, el("p", { class: "what" }, alert.message), el("p", { class: "do" }, alert.recommendation)),
+    pill(alert.severity, TONES[alert.severity]),
+    el("div", {}, el("p", { class: "what" }, capital(alert.message)), el("p", { class: "do" }, alert.recommendation)),
     el("time", { datetime: alert.timestamp }, moment(alert.timestamp)),
   );
 }

@@ -9,7 +9,7 @@ export const store = {
   isUnused: false,
   /** "connecting", "live", "polling" or "lost". */
   link: "connecting",
-  /** How often the stream of events came to be; everything is asked for again then. */
+  /** How often the line came to be; everything is asked for again then. */
   connections: 0,
   /** The daemon's clock minus ours, in milliseconds. */
   clockOffset: 0,

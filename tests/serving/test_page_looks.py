@@ -84,13 +84,13 @@ def test_panels_grow_old_when_the_daemon_falls_silent_and_recover(chromium: Any,
         for panel in ("loss", "checkpoints", "evolution", "queue"):
             visit.await_look(panel, "full")
         full = {panel for panel, look in visit.looks().items() if look == "full"}
-        writer.update(status_seconds=SILENT_AFTER, message="the last word")
+        writer.update(status_seconds=SILENT_AFTER, message="The last word.")
         visit.await_look("now", "stale")
         assert {visit.looks()[panel] for panel in full - LASTING} == {"stale"}
         assert visit.text("#loss-note").startswith("As of ")
         assert visit.text("#now-state") == "Training, when last heard of"
         assert visit.texts("#glance strong")[:1] == ["Silent"]
-        writer.update(status_seconds=60.0, message="back again")
+        writer.update(status_seconds=60.0, message="Back again.")
         visit.await_look("now", "full")
         assert {visit.looks()[panel] for panel in full} == {"full"}
 
@@ -121,8 +121,8 @@ def test_page_polls_where_something_between_cuts_the_stream(chromium: Any, tmp_p
         visit.page.route("**/api/events", lambda route: route.abort())
         visit.page.goto(at(client))
         visit.page.locator("#connection[data-link=polling]").wait_for()
-        writer.update(message="news by polling")
-        visit.page.locator("#now-message").filter(has_text="news by polling").wait_for()
+        writer.update(message="News by polling.")
+        visit.page.locator("#now-message").filter(has_text="News by polling.").wait_for()
 
 
 def test_panels_that_cannot_be_read_say_why(chromium: Any, tmp_path: Path) -> None:
