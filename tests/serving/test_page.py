@@ -177,6 +177,8 @@ def test_charts_are_drawn_with_checkpoints_marked(watched: Watched) -> None:
         ".flatMap(one => one.x).sort((a, b) => a - b)"
     )
     assert drawn == [mark["step"] for mark in marks]
+    # Plotly would make some, which a strict content security policy forbids.
+    assert watched.visit.page.locator("style").count() == 0
 
 
 def test_curves_can_be_read_as_a_table(watched: Watched) -> None:
