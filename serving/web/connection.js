@@ -113,8 +113,8 @@ export class Connection {
 
   #become(link) {
     if (store.link === link) return;
-    // What was asked before the line broke may have changed meanwhile.
-    if (link === "live" || store.link === "lost") store.connections += 1;
+    // It may be another server now, or one that knows more than when the line broke.
+    if (link !== "lost") store.connections += 1;
     store.link = link;
     this.#onChange();
   }

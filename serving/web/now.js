@@ -18,8 +18,6 @@ const STATES = {
   stopped: "Stopped",
 };
 const TONES = { critical: "bad", warning: "warn", info: "plain" };
-/** Where the first advice of several ends; what follows stands beside the alert. */
-const FIRST_CLAUSE = /[:;,.](?=\s|$)/;
 const NOTHING = "No daemon has run on this folder yet: start one with “trainbox run”.";
 
 export function drawNow() {
@@ -162,8 +160,8 @@ function advice() {
   if (store.link === "lost") return { question, words: "See whether it runs", detail: "trainbox status", tone: "bad" };
   if (!status) return { question, words: "Start the daemon", detail: "trainbox run" };
   if (isSilent()) return { question, words: "Look at its log", detail: "logs/daemon.log; start it again with trainbox run", tone: "bad" };
-  const [alert] = status.active_alerts ?? [];
-  if (alert) return { question, words: alert.recommendation.split(FIRST_CLAUSE)[0], detail: capital(alert.message), tone: TONES[alert.severity] };
+  const [alert] = (status.active_alerts ?? []).filter(({ severity }) => severity !== "info");
+  if (alert) return { question, words: firstAdvice(alert), detail: capital(alert.message), tone: TONES[alert.severity] };
   if (status.status === "crashed") return { question, words: "Read the error", detail: status.error_message ?? "The job's log says what happened.", tone: "bad" };
   if (status.state === "paused") return { question, words: "Resume when ready", detail: "trainbox resume", tone: "warn" };
   if (status.state === "stopped") return { question, words: "Start it again", detail: "trainbox run", tone: "warn" };
@@ -171,6 +169,9 @@ function advice() {
   if (status.state === "idle") return { question, words: "Drop a file", detail: "Into inbox/: it is trained by itself." };
   return { question, words: "Nothing", detail: "All is well.", tone: "good" };
 }
+
+/** The first of several pieces of advice, without what stands in brackets; all of it is beside the alert. */
+const firstAdvice = ({ recommendation }) => recommendation.replace(/ \([^)]*\)/g, "").split(/[:;,.](?=\s|$)/)[0];
 
 function bestCheckpoint() {
   const question = "Which checkpoint?";
