@@ -1,0 +1,106 @@
+// The way of a file: what waits, how the last files were judged, which jobs there were.
+
+import { byId, el, facts, fill, pill, say, table } from "./dom.js";
+import { empty, full, present } from "./looks.js";
+import { shownJob, store } from "./store.js";
+import { bytes, count, moment, plural } from "./words.js";
+
+const REFUSALS = 3;
+const TONES = { completed: "good", running: "good", refused: "warn", failed: "bad", skipped: "plain", paused: "warn" };
+
+export function drawFiles() {
+  drawChoice();
+  drawQueue();
+  drawReports();
+  drawJobs();
+}
+
+export function prepareFiles(onChange) {
+  byId("run-choice").addEventListener("change", (event) => {
+    store.chosen = event.target.value || null;
+    onChange();
+  });
+}
+
+function drawChoice() {
+  const jobs = store.jobs?.jobs ?? [];
+  fill("run-choice", jobs.map(({ job_id, name }) => [job_id, name]), () => [
+    el("option", { value: "" }, "the one at work"),
+    ...jobs.map(({ job_id, number, name }) => el("option", { value: job_id }, `${number} · ${name}`)),
+  ]);
+  byId("run-choice").value = store.chosen ?? "";
+}
+
+function drawQueue() {
+  const { inbox, status } = store;
+  const waiting = [...(inbox?.queued ?? []), ...(inbox?.waiting ?? [])];
+  const left = Object.entries(status?.queue?.left_in_place ?? {});
+  const isThere = waiting.length > 0 || left.length > 0;
+  present("queue", ["inbox"], isThere ? full : empty(inbox ? "Nothing waits. Drop .jsonl, .json, .jsonl.gz, .csv or .parquet into inbox/." : "Reading the inbox."));
+  say("queue-lead", isThere ? plural(waiting.length, "file") : "");
+  fill("queue-body", [inbox?.queued, inbox?.waiting, left], () => [
+    el("ol", { class: "plainlist queue" }, (inbox?.queued ?? []).map((one) => queued(one, "queued")), (inbox?.waiting ?? []).map((one) => queued(one, "arriving"))),
+    left.length ? el("h4", {}, "Left where they are") : null,
+    left.length ? el("dl", { class: "facts" }, facts(left)) : null,
+  ]);
+}
+
+function queued({ name, size_bytes, priority, state }, place) {
+  const word = state === "running" ? "at work" : (state ?? place);
+  return el("li", {}, el("span", { class: "name" }, name), priority && priority !== "normal" ? pill(priority) : null, el("span", { class: "soft" }, `${word}${size_bytes == null ? "" : `, ${bytes(size_bytes)}`}`));
+}
+
+function drawReports() {
+  const recent = store.inbox?.recent ?? [];
+  present("reports", ["inbox"], recent.length ? full : empty(store.inbox ? "No file has been dealt with yet; each gets a report card." : "Reading the report cards."), true);
+  say("reports-lead", recent.length ? plural(recent.length, "file") : "");
+  const columns = [{ name: "file" }, { name: "went to" }, { name: "records", number: true }, { name: "to train", number: true }, { name: "held out", number: true }, { name: "refused", number: true }, { name: "what to know" }];
+  fill("reports-body", recent, () => table("Report cards, newest first", columns, recent.map(reportRow)));
+}
+
+const PLACES = { done: "good", rejected: "warn", failed: "bad", skipped: "plain" };
+
+function reportRow({ name, place, report }) {
+  const cells = [el("span", { class: "name" }, name), pill(place, PLACES[place])];
+  if (!report) return { cells: [...cells, "—", "—", "—", "—", "No report card."] };
+  return { cells: [...cells, count(report.records_total), count(report.accepted), count(report.held_out), count(report.refused), remarks(report)] };
+}
+
+function remarks(report) {
+  const refusals = (report.refusals ?? []).slice(0, REFUSALS);
+  const words = [report.reason, ...(report.notes ?? [])].filter(Boolean);
+  if (!words.length && !refusals.length) return report.format_reason ?? "Every record is usable.";
+  return el(
+    "div",
+    {},
+    words.map((word) => el("p", {}, word)),
+    refusals.length
+      ? el("details", {}, el("summary", {}, `${plural(report.refused, "refused record")}`), el("ul", {}, refusals.map((one) => el("li", {}, `${one.line}: ${one.field}: found ${one.found}, expected ${one.expected}; ${one.remedy}`))))
+      : null,
+  );
+}
+
+function drawJobs() {
+  const jobs = store.jobs?.jobs ?? [];
+  present("jobs", ["jobs"], jobs.length ? full : empty(store.jobs ? "No file has become a job yet." : "Reading the jobs."), true);
+  say("jobs-lead", jobs.length ? `the last ${count(jobs.length)}` : "");
+  const columns = [{ name: "file" }, { name: "number", number: true }, { name: "state" }, { name: "steps", number: true }, { name: "attempts", number: true }, { name: "version" }, { name: "verdict" }, { name: "taken" }, { name: "said" }];
+  fill("jobs-body", [jobs, shownJob()], () => table("Jobs, newest first", columns, jobs.map(jobRow)));
+}
+
+function jobRow(job) {
+  return {
+    marked: job.job_id === shownJob(),
+    cells: [
+      el("span", { class: "name" }, job.name),
+      count(job.number),
+      pill(job.state, TONES[job.state] ?? "plain"),
+      job.total_steps == null ? "—" : `${count(job.step)} of ${count(job.total_steps)}`,
+      count(job.attempts),
+      job.version ?? "—",
+      job.decision ?? "—",
+      moment(job.claimed_at),
+      el("span", { class: "clamp", title: job.message }, job.message ?? "—"),
+    ],
+  };
+}

@@ -1,0 +1,33 @@
+// How a panel looks: full, empty (nothing yet), null (not known), stale (old), error (could not be read).
+
+import { byId, say } from "./dom.js";
+import { isSilent, store } from "./store.js";
+import { moment } from "./words.js";
+
+export const full = { look: "full", sentence: "" };
+export const empty = (sentence) => ({ look: "empty", sentence });
+export const unknown = (sentence) => ({ look: "null", sentence });
+
+/**
+ * Show a panel with what it has to say; trouble comes before age, and age before everything else.
+ * `sources` names what it is made of; `lasts` is true for what stays true while the daemon is silent.
+ */
+export function present(id, sources, content, lasts = false) {
+  const shown = inTrouble(sources) ?? grownOld(content, lasts) ?? content;
+  const panel = byId(id);
+  if (panel.dataset.look !== shown.look) panel.dataset.look = shown.look;
+  say(`${id}-note`, shown.sentence);
+}
+
+function inTrouble(sources) {
+  const name = sources.find((source) => store.trouble[source]);
+  if (name === undefined) return null;
+  return { look: "error", sentence: `Could not be read: ${store.trouble[name]}. Trying again.` };
+}
+
+function grownOld(content, lasts) {
+  if (content.look !== "full") return null;
+  const isLost = store.link === "lost";
+  if (!isLost && (lasts || !isSilent())) return null;
+  return { look: "stale", sentence: `As of ${moment(store.status?.heartbeat_at)}` };
+}

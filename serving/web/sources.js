@@ -1,0 +1,117 @@
+// What is asked of the API, and when: after a change that concerns it, and now and then anyway.
+
+import { shownJob, showsCurrentJob, store } from "./store.js";
+
+const TIMEOUT_MS = 10_000;
+const RETRY_MS = 3000;
+/** A slow answer is not asked for again before so many times its own duration has passed. */
+const PATIENCE = 5;
+
+/** A refusal of the server (`status`), an answer that took too long (0), or no server at all (null). */
+class Failure extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Return a JSON document; raise Failure. */
+export async function getJson(path) {
+  let response;
+  try {
+    response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
+  } catch (error) {
+    throw new Failure(`${path} does not answer`, error.name === "TimeoutError" ? 0 : null);
+  }
+  let document = null;
+  try {
+    document = await response.json();
+  } catch {
+    throw new Failure(`${path} gave no whole JSON document`, response.status);
+  }
+  if (!response.ok) {
+    const detail = typeof document?.detail === "string" ? document.detail : `HTTP ${response.status}`;
+    throw new Failure(detail, response.status);
+  }
+  return document;
+}
+
+class Source {
+  #key = null;
+  #path = null;
+  #askedAt = -Infinity;
+  #tookMs = 0;
+  #isAsking = false;
+
+  constructor(name, path, key, leastMs, mostMs) {
+    this.name = name;
+    this.pathNow = path;
+    this.keyNow = key;
+    this.leastMs = leastMs;
+    this.mostMs = mostMs;
+  }
+
+  /** Ask if it is time to; tell `onChange` when there is something new. */
+  async look(now, onChange) {
+    if (this.#isAsking) return;
+    const path = this.pathNow();
+    if (path !== this.#path) {
+      this.#path = path;
+      this.#askedAt = -Infinity;
+      store[this.name] = null;
+      delete store.trouble[this.name];
+      onChange();
+    }
+    const key = JSON.stringify([store.connections, this.keyNow()]);
+    if (path === null || !this.#isDue(now, key)) return;
+    this.#isAsking = true;
+    try {
+      const document = await getJson(path);
+      if (path === this.pathNow()) store[this.name] = document;
+      delete store.trouble[this.name];
+      this.#key = key;
+    } catch (error) {
+      this.#key = null;
+      // No server at all is the connection's trouble, told in one place.
+      if (error.status !== null) store.trouble[this.name] = error.message;
+    } finally {
+      this.#isAsking = false;
+      this.#askedAt = performance.now();
+      this.#tookMs = this.#askedAt - now;
+      onChange();
+    }
+  }
+
+  #isDue(now, key) {
+    const passed = now - this.#askedAt;
+    if (store.trouble[this.name]) return passed >= RETRY_MS;
+    const leastMs = Math.max(this.leastMs, PATIENCE * this.#tookMs);
+    return key === this.#key ? passed >= this.mostMs : passed >= leastMs;
+  }
+}
+
+const ofJob = (path) => () => {
+  const job = shownJob();
+  return job === null ? null : path(encodeURIComponent(job));
+};
+const progress = (...fields) => () => {
+  if (!showsCurrentJob()) return "past";
+  return ["state", "status", ...fields].map((field) => store.status?.[field] ?? null);
+};
+const lastOf = (list) => (list?.length ? list[list.length - 1] : null);
+
+export const SOURCES = [
+  new Source("jobs", () => "/api/training/jobs?limit=20", progress("job_id", "version", "batch_queue_size"), 500, 30_000),
+  new Source("alerts", () => "/api/alerts", () => store.status?.active_alerts ?? null, 500, 60_000),
+  new Source("metrics", ofJob((job) => `/api/training/jobs/${job}/metrics?max_points=600`), progress("batch_step", "total_evals"), 2000, 60_000),
+  new Source(
+    "checkpoints",
+    ofJob((job) => `/api/training/checkpoints/${job}`),
+    () => [store.status?.best_checkpoint ?? null, store.metrics?.checkpoints.length ?? null, lastOf(store.metrics?.checkpoints)],
+    1000,
+    60_000,
+  ),
+  new Source("evolution", ofJob((job) => `/api/training/jobs/${job}/evolution`), progress("total_evals"), 3000, 120_000),
+  new Source("versions", () => "/api/versions", progress("version", "message"), 1000, 60_000),
+  new Source("inbox", () => "/api/inbox", progress("job_id", "queue"), 1000, 15_000),
+];
