@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 PROBES = 12
 """At most so many of a record's rarest words are looked for in every new record."""
@@ -22,7 +23,21 @@ _WORDLESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\u
 _WORD = re.compile(rf"[{_WORDLESS}]|[^\W_{_WORDLESS}]+")
 _ASCII = bytes(byte if chr(byte).isalnum() else 32 for byte in range(128)).lower() + bytes([32]) * 128
 _ESCAPES = ((b"\\n", b"  "), (b"\\t", b"  "), (b"\\r", b"  "))
-_FRAME = frozenset("line messages role content user assistant system text prompt chosen rejected".split())
+_FRAME = frozenset(
+    [
+        "line",
+        "messages",
+        "role",
+        "content",
+        "user",
+        "assistant",
+        "system",
+        "text",
+        "prompt",
+        "chosen",
+        "rejected",
+    ]
+)
 """Words that nearly every stored record has, since it is JSON."""
 
 
@@ -81,15 +96,20 @@ class NearCopies:
         return len(self._held_out)
 
     def get_to_know(self, records: Iterable[bytes]) -> None:
-        """Learn how common words are from a sample of the new file; before any `add`."""
+        """Learn how common words are from a sample of what will be compared; before any `add`."""
         assert not self._held_out
         for record in records:
             self._sample.update(set(words_of(record)))
             self._sampled += 1
 
-    def add(self, source: str, records: Iterable[tuple[int, bytes]]) -> None:
-        """Add the held-out records of one file: their lines and contents."""
-        kept = list(records)
+    def add_file(self, path: Path) -> None:
+        """Add the held-out records of an earlier file, which is named after its job."""
+        with open(path, "rb") as lines:
+            self.add(path.stem, lines)
+
+    def add(self, source: str, stored: Iterable[bytes]) -> None:
+        """Add the held-out records of one file, as they are stored."""
+        kept = [line_and_content(line) for line in stored]
         split = [words_of(content) for _, content in kept]
         family = _Family(source, split, self._sample, self._sampled)
         for (line, content), words in zip(kept, split, strict=True):
@@ -132,6 +152,12 @@ class NearCopies:
             and (similarity := _similarity(held_out, distinct)) >= self._similarity
         ]
         return max(matches, key=lambda match: match.similarity, default=None)
+
+
+def line_and_content(stored: bytes) -> tuple[int, bytes]:
+    """Take a line of ``train.jsonl`` or ``held_out.jsonl`` apart: where it came from, and the rest."""
+    line, _, content = stored.partition(b",")
+    return int(line.rpartition(b":")[2]), content
 
 
 def words_of(content: bytes) -> list[str]:
