@@ -144,14 +144,17 @@ class NearCopies:
         for word in hits:
             for number, weight in self._probes[word]:
                 found[number] += weight
-        distinct = set(words) - _FRAME
+        likely = [self._held_out[number] for number, weight in found.items() if self._may_be(number, weight)]
+        distinct = set(words) - _FRAME if likely else set()
         matches = [
             Match(held_out.family.source, held_out.line, similarity)
-            for number, weight in found.items()
-            if weight >= (held_out := self._held_out[number]).needed
-            and (similarity := _similarity(held_out, distinct)) >= self._similarity
+            for held_out in likely
+            if (similarity := _similarity(held_out, distinct)) >= self._similarity
         ]
         return max(matches, key=lambda match: match.similarity, default=None)
+
+    def _may_be(self, number: int, weight: float) -> bool:
+        return weight >= self._held_out[number].needed
 
 
 def line_and_content(stored: bytes) -> tuple[int, bytes]:

@@ -346,7 +346,7 @@ def test_near_copies_of_held_out_records_of_any_file_are_withheld_and_told(
     assert card.plan is not None and card.plan.records == card.plan.rows == card.accepted
     assert "line 61 shares 100% with held-out line 7 of job 000001-aaaaaaaa" in card.to_text()
     alone = check(chats(60), config=DataConfig(held_out_fraction=0.1), output=run)
-    again = [record for record in stored(run.held_out_records)][0]
+    again = stored(run.held_out_records)[0]
     planted = chat(again.messages[0]["content"].upper() + " …")
     card = check([*chats(60), planted], config=DataConfig(held_out_fraction=0.1), output=run)
     assert card.withheld == alone.withheld + 1
