@@ -95,15 +95,16 @@ def shares(wanted: int, available: Mapping[str, int]) -> dict[str, int]:
 
     What does not divide goes to the first ones. No source gives more than it has.
     """
-    given = dict.fromkeys(available, 0)
     left = min(wanted, sum(available.values()))
-    while left:
-        hungry = [source for source, most in available.items() if given[source] < most]
-        each, odd = divmod(left, len(hungry))
-        for place, source in enumerate(hungry):
-            part = min(each + (place < odd), available[source] - given[source])
-            given[source] += part
-            left -= part
+    level = 0
+    for place, most in enumerate(sorted(available.values())):
+        # Those before are empty at this level; it may rise until this one is, or until nothing is left.
+        rise = min(most - level, left // (len(available) - place))
+        level += rise
+        left -= rise * (len(available) - place)
+    given = {source: min(level, most) for source, most in available.items()}
+    for source in [source for source, most in available.items() if most > level][:left]:
+        given[source] += 1
     return {source: count for source, count in given.items() if count}
 
 
