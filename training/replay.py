@@ -98,10 +98,13 @@ def shares(wanted: int, available: Mapping[str, int]) -> dict[str, int]:
     left = min(wanted, sum(available.values()))
     level = 0
     for place, most in enumerate(sorted(available.values())):
-        # Those before are empty at this level; it may rise until this one is, or until nothing is left.
-        rise = min(most - level, left // (len(available) - place))
+        # Those before have no more to give; all others give as much as this one, or what is still wanted.
+        sharing = len(available) - place
+        rise = min(most - level, left // sharing)
         level += rise
-        left -= rise * (len(available) - place)
+        left -= rise * sharing
+        if level < most:
+            break
     given = {source: min(level, most) for source, most in available.items()}
     for source in [source for source, most in available.items() if most > level][:left]:
         given[source] += 1
