@@ -88,6 +88,8 @@ class DataConfig(Section):
     """At most this many records are held out from one file."""
     held_out_min_records: PositiveInt = 20
     """A file with fewer records is trained whole."""
+    near_copy_similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8
+    """A record with so large a share of a held-out one's words, rare ones counting more, is not trained."""
 
 
 class TrainConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -65,6 +65,44 @@ class RecordFiles:
             line = refusal.model_dump() | _original(source)
             self._refused.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
+    def trained(self) -> Iterator[bytes]:
+        """Yield the lines of ``train.jsonl`` as they are so far."""
+        return _lines_of(self._train, self._run.train_records) if self._run is not None else iter(())
+
+    def held_out(self) -> Iterator[bytes]:
+        """Yield the lines of ``held_out.jsonl`` as they are so far."""
+        return _lines_of(self._held_out, self._run.held_out_records) if self._run is not None else iter(())
+
+    def sample_trained(self, most: int) -> Iterator[bytes]:
+        """Yield lines of ``train.jsonl`` from places as far apart as can be."""
+        if self._run is None or self._train is None:
+            return
+        self._train.flush()
+        with open(_temporary(self._run.train_records), "rb") as lines:
+            size = os.fstat(lines.fileno()).st_size
+            for number in range(most):
+                if (at := size * number // most) < lines.tell():
+                    continue
+                lines.seek(at)
+                if at:
+                    lines.readline()
+                if line := lines.readline():
+                    yield line
+
+    def leave_out(self, is_left_out: Callable[[bytes], bool]) -> None:
+        """Write ``train.jsonl`` again without some of its lines."""
+        if self._run is None or self._train is None:
+            return
+        kept = _temporary(self._run.train_records.with_suffix(".kept"))
+        try:
+            with open(kept, "wb", buffering=1 << 18) as file:
+                file.writelines(line for line in self.trained() if not is_left_out(line))
+            self._train.close()
+            os.replace(kept, _temporary(self._run.train_records))
+        finally:
+            kept.unlink(missing_ok=True)
+        self._train = open(_temporary(self._run.train_records), "ab")  # noqa: SIM115 - closed with the others
+
     def publish(self, card: ReportCard) -> None:
         """Give the complete files their names, the report last; a refused file has nothing to train."""
         if self._run is None:
@@ -92,6 +130,13 @@ class RecordFiles:
             for final, file in zip(finals, (self._train, self._held_out, self._refused), strict=True):
                 if file is not None:
                     yield final, file
+
+
+def _lines_of(file: BinaryIO | None, final: Path) -> Iterator[bytes]:
+    if file is not None:
+        file.flush()
+        with open(_temporary(final), "rb", buffering=1 << 18) as lines:
+            yield from lines
 
 
 def _open_temporary(final: Path) -> BinaryIO:

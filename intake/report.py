@@ -65,6 +65,17 @@ class Refusal(Document):
         )
 
 
+class Withheld(Document):
+    """A record that is not trained because it nearly is one that is held out."""
+
+    line: int
+    held_out_by: str | None
+    """The job whose file that one came from; None for this file."""
+    held_out_line: int
+    similarity: float
+    """Share of their words that both have, rare ones counting more."""
+
+
 class Plan(Document):
     """What training this file will be."""
 
@@ -90,12 +101,13 @@ class Limits(Document):
     max_length: int
     excess_length: str
     max_bad_fraction: float
+    near_copy_similarity: float | None = None
 
 
 class ReportCard(Document):
     """The verdict on a whole file and everything behind it.
 
-    Each record is counted once: accepted, refused, a duplicate, dropped, or held out.
+    Each record is counted once: accepted, refused, a duplicate, dropped, held out, or withheld.
     """
 
     schema_version: int = 1
@@ -120,11 +132,15 @@ class ReportCard(Document):
     dropped: int = 0
     """Records left out because they are too long (data.excess_length: drop)."""
     held_out: int = 0
+    withheld: int = 0
+    """Records that are not trained because each nearly is a held-out one of this or an earlier file."""
     over_length: int = 0
     """Records above data.max_length, whatever became of them."""
     tokens: TokenSummary = TokenSummary()
     refusals: list[Refusal] = []
     """The first refusals; ``refused.jsonl`` has all."""
+    withheld_records: list[Withheld] = []
+    """The first records withheld."""
     notes: list[str] = []
     plan: Plan | None = None
     limits: Limits
@@ -140,7 +156,7 @@ class ReportCard(Document):
 
     def to_text(self) -> str:
         """Write the report for people."""
-        parts = (_head, _found, _counts, _tokens, _plan, _notes, _refusals)
+        parts = (_head, _found, _counts, _tokens, _plan, _notes, _withheld, _refusals)
         blocks = ["\n".join(part(self)) for part in parts]
         return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -169,6 +185,7 @@ def _counts(card: ReportCard) -> Iterator[str]:
     yield _row("", f"{card.accepted:>9,}  to train")
     for count, words in (
         (card.held_out, "held out for evaluation, never trained"),
+        (card.withheld, "withheld: nearly copies of held-out records"),
         (card.duplicates, "duplicates of an earlier record, trained once"),
         (card.dropped, f"left out: longer than {card.limits.max_length:,} tokens"),
         (card.refused, f"refused ({share})"),
@@ -220,6 +237,20 @@ def _notes(card: ReportCard) -> Iterator[str]:
     for index, note in enumerate(card.notes):
         label = "" if index else "Notes"
         yield from _wrapped(label, note, INDENT)
+
+
+def _withheld(card: ReportCard) -> Iterator[str]:
+    if not card.withheld:
+        return
+    shown = card.withheld_records[:REFUSALS_IN_TEXT]
+    more = f", the first {len(shown)} of {card.withheld:,}" if card.withheld > len(shown) else ""
+    yield f"Withheld records{more}: each nearly is one that is held out (data.near_copy_similarity)"
+    for record in shown:
+        where = f" of job {record.held_out_by}" if record.held_out_by else ""
+        yield (
+            f"  {card.unit} {record.line:,} shares {record.similarity:.0%} with held-out "
+            f"{card.unit} {record.held_out_line:,}{where}"
+        )
 
 
 def _refusals(card: ReportCard) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,17 @@ from intake.candidates import Candidate, CandidateReader
 from intake.display import printable
 from intake.formats import Kind, Record, content_key
 from intake.measuring import Measure, measure_all
+from intake.near_copies import Match, NearCopies, line_and_content
 from intake.outputs import RecordFiles
 from intake.raw_records import BadRecord, RawRecord
-from intake.report import REFUSALS_IN_REPORT, Limits, Plan, Refusal, ReportCard
+from intake.report import REFUSALS_IN_REPORT, Limits, Plan, Refusal, ReportCard, Withheld
 from intake.selection import Accepted, HeldOutSample, SeenKeys
 from intake.strict_json import RECORD
 from intake.token_histogram import TokenCounter
 
 COLLECT_AFTER_OBJECTS = 50_000
+SAMPLED_RECORDS = 500
+"""So many records of a file tell how common its words are."""
 _NAME_CHARACTERS = 120
 
 Progress = Callable[[int, int, int], None]
@@ -64,12 +67,15 @@ def check_file(
     plan: PlanInputs,
     output: RunPaths | None = None,
     held_out_keys: Container[bytes] = frozenset(),
+    held_out_files: Sequence[Path] = (),
     on_progress: Progress | None = None,
 ) -> ReportCard:
     """Judge a data file and return its report card; no content makes this raise.
 
     With `output` the records go to that run's folder as ``train.jsonl``, ``held_out.jsonl`` and
-    ``refused.jsonl``, then the report. A record whose key is in `held_out_keys` is never trained. What
+    ``refused.jsonl``, then the report. A record whose key is in `held_out_keys` is never trained, and one
+    that nearly is a record of `held_out_files`, or a held-out one of this file, is withheld; without
+    `output` there is nothing to look through for those. What
     `on_progress` raises ends the check and leaves nothing behind. Raises OSError when the file cannot be
     read.
     """
@@ -86,6 +92,7 @@ def check_file(
                 if on_progress is not None:
                     on_progress(batch[-1].source.done_bytes, total_bytes, judge.total)
         judge.settle_held_out()
+        judge.withhold_near_copies(held_out_files, template)
         card = _write_card(path, name, config, reader, judge, plan)
         files.publish(card)
     return card
@@ -125,10 +132,11 @@ class _Judge:
         self.tokens = TokenCounter()
         self.refusals: list[Refusal] = []
         self.total = self.accepted = self.refused = self.duplicates = self.dropped = self.held_out = 0
-        self.over_length = 0
+        self.over_length = self.withheld = 0
         self.expected: list[str] = []
         """Answers of held-out records that name no grader."""
         self.own_graders = 0
+        self.withheld_records: list[Withheld] = []
         self.rows = 0
         self.planned_tokens = 0
 
@@ -162,22 +170,31 @@ class _Judge:
         assert candidate.record is not None
         limit = self._config.max_length
         is_pair = candidate.record.kind == "preference"
-        rows, tokens = 1, measure.total
         if measure.length > limit:
             self.over_length += 1
             match self._config.excess_length:
                 case "drop":
                     return None
                 case "truncate" if measure.first_trained < limit:
-                    tokens = min(measure.total, limit * 2 if is_pair else limit)
+                    pass
                 case "split" if not is_pair:
-                    rows = math.ceil(measure.length / limit)
+                    pass
                 case _:
                     self._raise_too_long(measure)
+        rows, tokens = self._size(measure, is_pair=is_pair)
         grader = candidate.record.grader
         judged = b"" if grader is None else b'"grader":%b,' % orjson.dumps(grader)
         stored = b'{"line":%d,%b%b\n' % (candidate.source.line, judged, candidate.content[1:])
         return Accepted(candidate.source.line, stored, rows, tokens)
+
+    def _size(self, measure: Measure, *, is_pair: bool) -> tuple[int, int]:
+        """Return the rows and tokens that a record within the policy becomes."""
+        limit = self._config.max_length
+        if measure.length <= limit:
+            return 1, measure.total
+        if self._config.excess_length == "split":
+            return math.ceil(measure.length / limit), measure.total
+        return 1, min(measure.total, limit * 2 if is_pair else limit)
 
     def _raise_too_long(self, measure: Measure) -> NoReturn:
         found = f"{measure.length:,} tokens"
@@ -217,6 +234,49 @@ class _Judge:
         for record in self._sample.take_all():
             (self._hold_out if is_large_enough else self._train)(record)
 
+    def withhold_near_copies(self, held_out_files: Sequence[Path], template: ChatTemplate) -> None:
+        """Take the records out again that nearly are held-out ones of this file or of earlier ones."""
+        copies = NearCopies(self._config.near_copy_similarity)
+        copies.get_to_know(line_and_content(line)[1] for line in self._files.sample_trained(SAMPLED_RECORDS))
+        copies.add("", self._files.held_out())
+        for file in held_out_files:
+            copies.add_file(file)
+        if not copies:
+            return
+        stored: list[bytes] = []
+        for line in self._files.trained():
+            number, content = line_and_content(line)
+            if (match := copies.find(content)) is not None:
+                stored.append(line)
+                self._note_withheld(number, match)
+        if stored:
+            self._files.leave_out(frozenset(stored).__contains__)
+            self._forget(stored, template)
+
+    def _note_withheld(self, line: int, match: Match) -> None:
+        self.withheld += 1
+        if len(self.withheld_records) < REFUSALS_IN_REPORT:
+            self.withheld_records.append(
+                Withheld(
+                    line=line,
+                    held_out_by=match.source or None,
+                    held_out_line=match.line,
+                    similarity=round(match.similarity, 3),
+                )
+            )
+
+    def _forget(self, stored: Sequence[bytes], template: ChatTemplate) -> None:
+        """Count records out again that were counted as trained."""
+        records = [Record.from_json(orjson.loads(line)) for line in stored]
+        candidates = [Candidate(RawRecord(record.line, {}, b"", 0), record) for record in records]
+        for batch, measures in measure_all(candidates, template):
+            for candidate, measure in zip(batch, measures, strict=True):
+                assert candidate.record is not None and isinstance(measure, Measure)
+                rows, tokens = self._size(measure, is_pair=candidate.record.kind == "preference")
+                self.accepted -= 1
+                self.rows -= rows
+                self.planned_tokens -= tokens
+
 
 def _write_card(
     path: Path, name: str, config: DataConfig, reader: CandidateReader, judge: _Judge, plan: PlanInputs
@@ -239,15 +299,18 @@ def _write_card(
         duplicates=judge.duplicates,
         dropped=judge.dropped,
         held_out=judge.held_out,
+        withheld=judge.withheld,
         over_length=judge.over_length,
         tokens=judge.tokens.summary(),
         refusals=judge.refusals,
+        withheld_records=judge.withheld_records,
         notes=[*reader.notes(), *_note_unlisted(judge), *_note_graders(judge)],
         plan=_make_plan(judge, reader.kind, plan) if reason is None and reader.kind else None,
         limits=Limits(
             max_length=config.max_length,
             excess_length=config.excess_length,
             max_bad_fraction=config.max_bad_fraction,
+            near_copy_similarity=config.near_copy_similarity,
         ),
     )
 
@@ -255,6 +318,8 @@ def _write_card(
 def _note_unlisted(judge: _Judge) -> Iterator[str]:
     if judge.refused > len(judge.refusals):
         yield f"only the first {len(judge.refusals):,} refused records are listed; refused.jsonl has them all"
+    if judge.withheld > len(judge.withheld_records):
+        yield f"only the first {len(judge.withheld_records):,} withheld records are listed"
 
 
 def _note_graders(judge: _Judge) -> Iterator[str]:
@@ -283,7 +348,8 @@ def _reason(config: DataConfig, reader: CandidateReader, judge: _Judge) -> str |
     if judge.accepted == 0:
         return (
             f"no record is left to train on: {judge.refused:,} refused, {judge.duplicates:,} duplicates, "
-            f"{judge.dropped:,} too long, {judge.held_out:,} held out; add other records"
+            f"{judge.dropped:,} too long, {judge.held_out:,} held out, {judge.withheld:,} nearly copies of "
+            "held-out ones; add other records"
         )
     return None
 

@@ -28,6 +28,11 @@ def held_out_keys(paths: Paths) -> frozenset[bytes]:
     return frozenset(record.key() for file in paths.held_out.glob("*.jsonl") for record in _read(file))
 
 
+def held_out_files(paths: Paths) -> list[Path]:
+    """Return the files of held-out records, one of each job so far, in the order of the jobs."""
+    return sorted(paths.held_out.glob("*.jsonl"))
+
+
 def keep_held_out(paths: Paths, job_id: str) -> None:
     """Copy the held-out records of a run to where they stay when the run is removed; safe to repeat."""
     source = paths.run(job_id).held_out_records

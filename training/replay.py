@@ -20,13 +20,17 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 import durable
-from config import Paths, TrainConfig
+from config import DataConfig, Paths, TrainConfig
 from intake.formats import Record, content_key
+from intake.near_copies import NearCopies, line_and_content
+from training.held_out import held_out_files, held_out_keys
 from training.jobs import Job
 from training.versions import Version, VersionStore
 
 logger = logging.getLogger(__name__)
 
+SAMPLED_RECORDS = 200
+"""So many records of each file tell how common its words are."""
 MEMORY_BYTES = 32 * 2**20
 """At most so much is kept of one file, however long its records are."""
 Way = Literal["answers", "preferences"]
@@ -91,15 +95,19 @@ def shares(wanted: int, available: Mapping[str, int]) -> dict[str, int]:
 
     What does not divide goes to the first ones. No source gives more than it has.
     """
-    given = dict.fromkeys(available, 0)
     left = min(wanted, sum(available.values()))
-    while left:
-        hungry = [source for source, most in available.items() if given[source] < most]
-        each, odd = divmod(left, len(hungry))
-        for place, source in enumerate(hungry):
-            part = min(each + (place < odd), available[source] - given[source])
-            given[source] += part
-            left -= part
+    level = 0
+    for place, most in enumerate(sorted(available.values())):
+        # Those before have no more to give; all others give as much as this one, or what is still wanted.
+        sharing = len(available) - place
+        rise = min(most - level, left // sharing)
+        level += rise
+        left -= rise * sharing
+        if level < most:
+            break
+    given = {source: min(level, most) for source, most in available.items()}
+    for source in [source for source, most in available.items() if most > level][:left]:
+        given[source] += 1
     return {source: count for source, count in given.items() if count}
 
 
@@ -123,9 +131,12 @@ class Lottery:
         self,
         own_rows: int,
         found: Sequence[Remembered],
-        is_held_out: Callable[[Record], bool],
+        data: DataConfig,
     ) -> Drawn:
-        """Write what this run replays into its folder, once, or anew when it was drawn for another parent."""
+        """Write what this run replays into its folder, once, or anew when it was drawn for another parent.
+
+        Records that are held out by now, or nearly copies of those, are passed over.
+        """
         run = self.paths.run(self.job_id)
         if run.replay_facts.exists():
             drawn = Drawn.model_validate(durable.read_json(run.replay_facts))
@@ -134,10 +145,12 @@ class Lottery:
             run.replay_facts.unlink()
         records: dict[str, list[Record]] = {}
         withheld = 0
-        for job_id, share in self.expected(own_rows, found).items():
+        expected = self.expected(own_rows, found)
+        is_held_out = self._held_out(expected, data) if expected else None
+        for job_id, share in expected.items():
             records[job_id] = []
             for record in self._shuffled(job_id):
-                if is_held_out(record):
+                if is_held_out is not None and is_held_out(record):
                     withheld += 1
                     continue
                 records[job_id].append(record)
@@ -149,11 +162,28 @@ class Lottery:
         durable.write_json(run.replay_facts, drawn.model_dump(mode="json"))
         return drawn
 
+    def _held_out(self, job_ids: Iterable[str], data: DataConfig) -> Callable[[Record], bool]:
+        """Return what tells whether a record is held out by any file, or nearly a copy of one that is."""
+        keys = held_out_keys(self.paths)
+        copies = NearCopies(data.near_copy_similarity)
+        for job_id in job_ids:
+            lines = islice(self._lines(job_id), SAMPLED_RECORDS)
+            copies.get_to_know(line_and_content(line)[1] for line in lines)
+        for file in held_out_files(self.paths):
+            copies.add_file(file)
+
+        def is_held_out(record: Record) -> bool:
+            return record.key() in keys or copies.find(orjson.dumps(record.content())) is not None
+
+        return is_held_out
+
+    def _lines(self, job_id: str) -> Iterator[bytes]:
+        with open(self.paths.replay / f"{job_id}.jsonl", "rb") as file:
+            yield from islice(file, 1, None)
+
     def _shuffled(self, job_id: str) -> Iterator[Record]:
         """Yield the remembered records of a job in the order that was drawn by lot."""
-        with open(self.paths.replay / f"{job_id}.jsonl", "rb") as file:
-            lines = list(islice(file, 1, None))
-        for line in sorted(lines, key=self._ticket):
+        for line in sorted(self._lines(job_id), key=self._ticket):
             yield Record.from_json(orjson.loads(line))
 
     def _ticket(self, what: bytes) -> bytes:

@@ -31,7 +31,7 @@ from training.dataset import REPLAY, TokenRows, tokenise_run
 from training.evolution import Evolution
 from training.final_examination import Examination
 from training.full_models import base_under
-from training.held_out import HeldOutExamples, held_out_keys, keep_held_out
+from training.held_out import HeldOutExamples, held_out_files, held_out_keys, keep_held_out
 from training.jobs import Job
 from training.memory_findings import Circumstances, MemoryFindings, Purpose, RunMemory, length_bucket
 from training.model import (
@@ -165,6 +165,7 @@ class Run:
             ),
             output=self._folder,
             held_out_keys=held_out_keys(self._paths),
+            held_out_files=held_out_files(self._paths),
             on_progress=self._report_progress,
         )
         logger.info("Validated %s: %d accepted, %d refused", report.name, report.accepted, report.refused)
@@ -187,11 +188,8 @@ class Run:
         assert report.kind is not None and report.plan is not None
         if start is not None and not self._folder.replay_facts.exists():
             return Drawn(parent=start.parent, records={})  # begun by a release that had no replay
-        keys = held_out_keys(self._paths)
         return self._lottery(parent).draw(
-            report.plan.rows,
-            self._remembered(report.kind, parent),
-            lambda record: record.key() in keys,
+            report.plan.rows, self._remembered(report.kind, parent), self._config.data
         )
 
     def _tokenise(

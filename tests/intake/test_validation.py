@@ -34,7 +34,7 @@ def chats(count: int) -> list[dict[str, Any]]:
 
 def adds_up(card: ReportCard) -> bool:
     return card.records_total == (
-        card.accepted + card.refused + card.duplicates + card.dropped + card.held_out
+        card.accepted + card.refused + card.duplicates + card.dropped + card.held_out + card.withheld
     )
 
 
@@ -325,6 +325,32 @@ def test_what_was_held_out_before_is_never_trained(check: Checker, tmp_path: Pat
     assert (card.accepted, card.held_out) == (4, 1)
     assert [record.line for record in stored(run.held_out_records)] == [4]
     assert known not in {record.key() for record in stored(run.train_records)}
+
+
+def test_near_copies_of_held_out_records_of_any_file_are_withheld_and_told(
+    check: Checker, tmp_path: Path
+) -> None:
+    run, earlier = RunPaths(tmp_path / "run"), tmp_path / "000001-aaaaaaaa.jsonl"
+    known = Record(
+        7, "chat", chat("why does the old heron stand alone beside the frozen northern river")["messages"]
+    )
+    earlier.write_bytes(orjson.dumps(known.to_json()) + b"\n")
+    copy = chat("WHY does the old heron   stand alone, beside the frozen northern river?!")
+    records = [*chats(60), copy]
+    card = check(records, config=DataConfig(held_out_fraction=0.1), output=run, held_out_files=[earlier])
+    assert adds_up(card)
+    copies = [one for one in card.withheld_records if one.held_out_by is not None]
+    assert [(one.line, one.held_out_by, one.held_out_line) for one in copies] == [(61, "000001-aaaaaaaa", 7)]
+    assert 61 not in [record.line for record in stored(run.train_records)]
+    assert len(stored(run.train_records)) == card.accepted
+    assert card.plan is not None and card.plan.records == card.plan.rows == card.accepted
+    assert "line 61 shares 100% with held-out line 7 of job 000001-aaaaaaaa" in card.to_text()
+    alone = check(chats(60), config=DataConfig(held_out_fraction=0.1), output=run)
+    again = stored(run.held_out_records)[0]
+    planted = chat(again.messages[0]["content"].upper() + " …")
+    card = check([*chats(60), planted], config=DataConfig(held_out_fraction=0.1), output=run)
+    assert card.withheld == alone.withheld + 1
+    assert (61, None) in [(one.line, one.held_out_by) for one in card.withheld_records]
 
 
 # --- plan, progress, names

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_template import IGNORE
-from training.batches import Row, StepPlan, collate, in_length_order
+from training.batches import ReplayTurns, Row, StepPlan, collate, in_length_order
+from training.replay import shares
 
 
 def plan_of(
@@ -104,3 +105,36 @@ def test_pairs_are_laid_out_chosen_first_then_rejected() -> None:
 def test_evaluation_takes_the_longest_records_first() -> None:
     lengths = np.array([3, 9, 5, 9], dtype=np.int32)
     assert list(in_length_order(lengths, 3)) == [[1, 3, 2], [0]]
+
+
+@given(
+    own=st.integers(1, 60),
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    wanted=st.integers(0, 60),
+    epoch=st.integers(0, 5),
+)
+def test_replayed_records_come_by_turns_beside_all_of_the_run_s_own(
+    own: int, sizes: list[int], wanted: int, epoch: int
+) -> None:
+    ends = np.cumsum(sizes)
+    ranges = {
+        str(source): range(end - size, end)
+        for source, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    }
+    taken = shares(wanted, {source: len(its) for source, its in ranges.items()})
+    turns = ReplayTurns(
+        np.full(sum(sizes), 7, dtype=np.int32), {source: (ranges[source], taken[source]) for source in taken}
+    )
+    plan = StepPlan(np.full(own, 5, dtype=np.int32), 4, 2, 0, turns)
+    plan.set_epoch(epoch)
+    counts = Counter(record for step in plan for record in step)
+    assert set(counts.values()) == {1}
+    assert all(counts[number] == 1 for number in range(own))
+    replayed = [number - own for number in counts if number >= own]
+    assert {source: sum(number in ranges[source] for number in replayed) for source in taken} == taken
+    assert len(plan) == math.ceil((own + len(replayed)) / 8)
+
+
+def test_one_epoch_goes_on_in_a_source_where_the_one_before_ended() -> None:
+    turns = ReplayTurns(np.full(5, 7, dtype=np.int32), {"a": (range(5), 2)})
+    assert [turns.of_epoch(epoch).tolist() for epoch in range(3)] == [[0, 1], [2, 3], [4, 0]]
