@@ -109,7 +109,8 @@ def test_the_match_names_the_job_the_line_and_how_alike_they_are() -> None:
     copies = copies_of(tickets(30)[:5], tickets(30)[5:])
     match = copies.find(content(tickets(30)[3]))
     assert match is not None
-    assert (match.source, match.line, match.similarity) == ("000001-aaaaaaaa", 4, pytest.approx(1.0))
+    assert (match.source, match.line) == ("000001-aaaaaaaa", 4)
+    assert match.similarity == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
