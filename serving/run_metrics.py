@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import orjson
@@ -23,7 +22,7 @@ KEPT_RUNS = 2
 """Runs whose curves stay in memory: 5 MB for 100,000 steps."""
 SHOWN_DIGITS = 7
 _UNKNOWN = math.nan
-_WANTED = (b'"event":"step"', b'"event":"evaluated"', b'"event":"example"', b'"event":"plan"')
+_WANTED = (b'"event":"step"', b'"event":"evaluated"', b'"event":"fixed_eval"', b'"event":"plan"')
 
 
 class GrowingFile:
@@ -74,7 +73,7 @@ class RunCurves:
         self._loss, self._ema, self._learning_rate = array("d"), array("d"), array("d")
         self._grad_norm, self._tokens_per_sec = array("d"), array("d")
         self._evaluations: dict[int, dict[str, Any]] = {}
-        self._answers: dict[int, list[tuple[bool, float | None]]] = {}
+        self._fixed_evals: dict[int, dict[str, Any]] = {}
 
     def _take(self, line: bytes) -> None:
         if not any(name in line for name in _WANTED):
@@ -86,9 +85,8 @@ class RunCurves:
                     self._take_step(event)
                 case "evaluated":
                     self._evaluations[event["step"]] = event
-                case "example":
-                    answer = (bool(event["answer_matches"]), event["loss"])
-                    self._answers.setdefault(event["step"], []).append(answer)
+                case "fixed_eval":
+                    self._fixed_evals[event["step"]] = event
                 case "plan":
                     self._go_back(event["start_step"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -118,7 +116,7 @@ class RunCurves:
         for column in (self._loss, self._ema, self._learning_rate, self._grad_norm, self._tokens_per_sec):
             del column[row:]
         del self._steps[row:]
-        for known in (self._evaluations, self._answers):
+        for known in (self._evaluations, self._fixed_evals):
             for later in [number for number in known if number > step]:
                 del known[later]
 
@@ -136,13 +134,15 @@ class RunCurves:
         )
 
     def _evaluation_columns(self, max_points: int) -> EvaluationColumns:
-        steps = sorted({*self._evaluations, *self._answers})
+        steps = sorted({*self._evaluations, *self._fixed_evals})
         columns = {
             name: [_number(self._evaluations.get(step, {}).get(name)) for step in steps]
             for name in ("eval_loss", "train_loss", "score")
         }
-        columns["fixed_eval_em"] = [_share_of_matches(self._answers.get(step, [])) for step in steps]
-        columns["fixed_eval_ce"] = [_mean_loss(self._answers.get(step, [])) for step in steps]
+        for name in ("em", "ce"):
+            columns[f"fixed_eval_{name}"] = [
+                _number(self._fixed_evals.get(step, {}).get(name)) for step in steps
+            ]
         shares = [(columns[name], 1 / 3) for name in ("eval_loss", "score", "fixed_eval_em")]
         rows = keep_extremes(shares, max_points)
         return EvaluationColumns(
@@ -175,15 +175,6 @@ def _number(value: object) -> float:
 
 def _mixed(average: float, value: float) -> float:
     return (1 - EMA_ALPHA) * average + EMA_ALPHA * value
-
-
-def _share_of_matches(answers: list[tuple[bool, float | None]]) -> float:
-    return fmean(matches for matches, _ in answers) if answers else _UNKNOWN
-
-
-def _mean_loss(answers: list[tuple[bool, float | None]]) -> float:
-    losses = [loss for _, loss in answers if loss is not None]
-    return fmean(losses) if losses else _UNKNOWN
 
 
 def _shown(values: Any, rows: list[int]) -> list[float | None]:

@@ -67,6 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     whole_processes = (
         *("test_cli", "test_daemon", "test_worker", "test_gpu_benchmark", "test_presets"),
         *("test_machine", "test_system_unit", "test_user_unit", "test_watched_run"),
+        *("test_page", "test_page_looks", "test_inference", "test_asking", "test_vllm"),
     )
 
     def slowness(item: pytest.Item) -> int:

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from config import Paths
-from monitoring.events import EvaluatedEvent, ExampleEvent, StepEvent, encode_event
+from monitoring.events import EvaluatedEvent, FixedEvalEvent, StepEvent, encode_event
 from monitoring.streaming_metrics import StreamingMetrics
 from serving.run_metrics import KEPT_RUNS, CurvesOfRuns, RunCurves
 from tests.training.ledger.run_folders import Folder, plan, step, steps
@@ -21,18 +21,8 @@ def evaluated(number: int, eval_loss: float) -> EvaluatedEvent:
     return EvaluatedEvent(step=number, eval_loss=eval_loss, records=4, tokens=9, train_loss=0.5, score=0.25)
 
 
-def example(number: int, matches: bool, loss: float | None) -> ExampleEvent:
-    return ExampleEvent(
-        step=number,
-        system_prompt=None,
-        prompt="p",
-        golden_answer="g",
-        model_answer="m",
-        answer_matches=matches,
-        golden_tokens=1,
-        model_tokens=1,
-        loss=loss,
-    )
+def fixed_eval(number: int, em: float | None, ce: float | None) -> FixedEvalEvent:
+    return FixedEvalEvent(step=number, em=em, ce=ce, ece=None, tokens=9, matches=())
 
 
 @pytest.fixture
@@ -46,9 +36,7 @@ def curves(folder: Folder) -> RunCurves:
 
 
 def test_columns_say_what_the_events_said(folder: Folder) -> None:
-    folder.job(
-        1, plan(), *steps(range(1, 4)), evaluated(2, 1.5), example(2, True, 0.5), example(2, False, 1.5)
-    )
+    folder.job(1, plan(), *steps(range(1, 4)), evaluated(2, 1.5), fixed_eval(2, 0.5, 1.0))
     points, columns, evaluations = curves(folder).columns(1000)
     assert points == 3
     assert columns.step == [1, 2, 3]
@@ -69,7 +57,7 @@ def test_the_smoothed_loss_is_the_one_of_the_status(folder: Folder) -> None:
 
 def test_what_is_missing_is_null(folder: Folder) -> None:
     lost = step(1).model_copy(update={"loss": math.nan, "grad_norm": None, "seconds": 0.0})
-    folder.job(1, lost, example(3, True, None))
+    folder.job(1, lost, fixed_eval(3, 1.0, None))
     _, columns, evaluations = curves(folder).columns(1000)
     assert (columns.loss, columns.grad_norm, columns.tokens_per_sec) == ([None], [None], [None])
     assert (evaluations.eval_loss, evaluations.fixed_eval_em, evaluations.fixed_eval_ce) == (
