@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from config import PromotionConfig
-from evaluation.comparison import Difference, holm, mcnemar_exact, noise_floor, paired_bootstrap
+from evaluation.comparison import Difference, holm, mcnemar_exact, paired_bootstrap
 from evaluation.items import ItemResult
 from training.version_report import Measure, SliceFacts, SliceTest
 
@@ -70,7 +70,7 @@ def compare_losses(
     if not pairs:
         return []
     old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    margin = max(config.tolerance, noise_floor(old, confidence=config.confidence, seed=seed))
+    margin = config.tolerance
     worse = _bootstrap(old, new, config, seed, "worse", margin)
     return [
         SliceTest(
@@ -130,10 +130,10 @@ def compare_with_base(
     """
     behind = {
         test.measure
-        for test in compare_results(facts, base, before, config, seed=seed)
+        for test in compare_results(facts, base, before, config, seed=seed, with_losses=False)
         if test.p_worse < 1 - config.confidence
     }
-    tests = compare_results(facts, base, after, config, seed=seed, against="base")
+    tests = compare_results(facts, base, after, config, seed=seed, against="base", with_losses=False)
     return [test for test in tests if test.measure not in behind]
 
 

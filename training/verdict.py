@@ -79,7 +79,9 @@ def _tests_of(
         measured.results[role][part.slice_id] for role in ("candidate", "current", "base")
     )
     is_own = part.slice_id == own.slice_id
-    tests = compare_results(facts, current, candidate, config, seed=seed, with_losses=not is_own)
+    tests = compare_results(
+        facts, current, candidate, config, seed=seed, with_losses=part.kind == "held_out" and not is_own
+    )
     if part.kind == "suite" and current is not base:
         tests += compare_with_base(facts, base, current, candidate, config, seed=seed)
     return tests
