@@ -198,6 +198,8 @@ class PromotionConfig(Section):
     """What a new version must show: no harm, or a gain besides; always and manual ask for nothing."""
     tolerance: NonNegativeFloat = 0.02
     """Nats per token by which held-out loss may significantly rise before a version is held."""
+    suite_tolerance: Annotated[float, Field(ge=0, le=100)] = 5.0
+    """Percentage points of the suites' right answers that may get significantly lost before it is held."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence of the interval that decides."""
 
