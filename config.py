@@ -82,7 +82,7 @@ class DataConfig(Section):
     """A longer line is refused without being read into memory."""
     max_bytes: PositiveInt = 20 * 2**30
     """A file that holds more, unpacked, is refused when so much has been read."""
-    held_out_fraction: Fraction = 0.05
+    held_out_fraction: Fraction = 0.1
     """Share of records kept for evaluation for ever, never trained, chosen by a seeded hash."""
     held_out_max_records: Annotated[int, Field(ge=0)] = 100
     """At most this many records are held out from one file."""
@@ -198,6 +198,8 @@ class PromotionConfig(Section):
     """What a new version must show: no harm, or a gain besides; always and manual ask for nothing."""
     tolerance: NonNegativeFloat = 0.02
     """Nats per token by which held-out loss may significantly rise before a version is held."""
+    suite_tolerance: Annotated[float, Field(ge=0, le=100)] = 5.0
+    """Percentage points of the suites' right answers that may get significantly lost before it is held."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence of the interval that decides."""
 

@@ -140,6 +140,12 @@ class Stream:
 
     def learn(self, name: str, records: Sequence[Record]) -> str:
         """Train one file, make its version current, and return that version's name."""
+        version = self.train(name, records)
+        VersionStore(self.paths).promote(version, "next of the stream", pinned=True)
+        return version
+
+    def train(self, name: str, records: Sequence[Record]) -> str:
+        """Carry one file out as the worker does, and return the name of the version that came of it."""
         content = b"".join(json.dumps(record).encode() + b"\n" for record in records)
         store = JobStore(self.paths)
         self.paths.create()
@@ -167,7 +173,6 @@ class Stream:
             outcome = worker.carry_out(self.paths, job_id, DaemonLink(EventWriter(nowhere.fileno())))
         if outcome.version is None:
             raise RuntimeError(f"{name}: {outcome.outcome}, {outcome.message}")
-        VersionStore(self.paths).promote(outcome.version, "next of the stream", pinned=True)
         return outcome.version
 
     def examine(self, which: str, tasks: Sequence[Task]) -> list[float]:

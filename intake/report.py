@@ -224,8 +224,9 @@ def _plan(card: ReportCard) -> Iterator[str]:
     if plan.test_share:
         at_most = "" if seconds is None else f", up to {_duration(seconds * plan.test_share)}"
         yield _row(
-            "", f"then a test of what was learned, at most {plan.test_share:.0%} of that time{at_most}"
+            "", f"then a test of what was learned, at most {plan.test_share:.0%} of that time{at_most},"
         )
+        yield _row("", "or, after a short training, as long as the fewest records that tell anything take")
     if plan.replayed:
         files = f"{len(plan.replayed):,} earlier files" if len(plan.replayed) > 1 else "an earlier file"
         yield _row(

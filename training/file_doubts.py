@@ -27,8 +27,12 @@ FEWEST = 20
 """With fewer records of a kind there is no share to speak of."""
 MOST_COPIES, MOST_CONTRADICTIONS, MOST_SAME_ANSWERS = 0.5, 0.1, 0.5
 MOST_ORDERS, MOST_UNFINISHED, MOST_OTHER_LANGUAGE = 0.05, 0.5, 0.5
+MOST_LEFT_OPEN = 0.1
+"""Share of answers that may end in a word like 'the' or 'and', which nothing whole ends in."""
 FEWEST_WORDS = 4
 """Different common words that tell a language; a label may be one of them by chance."""
+FEWEST_ENDINGS = 10
+"""Different last words of answers that were cut; answers made to one pattern end in fewer."""
 LONG_ANSWER_WORDS = 5
 """Shorter answers are labels, which many questions may share."""
 
@@ -38,6 +42,11 @@ _FINISHED = re.compile(r"[.!?:;。！？…`\"')\]}>|*]\s*$")
 _ORDER = re.compile(
     r"\b(?:ignore|disregard|forget)\b[^.!?\n]{0,40}\b(?:instructions?|prompts?|rules|guidelines)\b"
     r"|\bsystem (?:prompt|override)\b|\byou are now\b|<\|[a-z_]+\|>",
+    re.IGNORECASE,
+)
+_OPEN_END = re.compile(
+    r"\b(?:the|an|and|or|of|und|oder|ein|eine|einen|einem|einer|le|les|un|une|et|ou|des|los|las|una|gli|uma|het|een)"
+    r"\s*$",
     re.IGNORECASE,
 )
 _FUNCTION_WORDS = {
@@ -77,6 +86,7 @@ def doubts_about(report: ReportCard, exchanges: Sequence[Exchange]) -> list[str]
         lambda: _same_answers(exchanges),
         lambda: _orders(exchanges),
         lambda: _unfinished(exchanges),
+        lambda: _left_open(exchanges),
         lambda: _cut_at_one_length(exchanges),
         lambda: _other_language(exchanges),
     )
@@ -183,19 +193,33 @@ def _unfinished(exchanges: Sequence[Exchange]) -> str | None:
     )
 
 
+def _left_open(exchanges: Sequence[Exchange]) -> str | None:
+    """Find answers that stop at a word after which something has to come."""
+    answers = [one.answer for one in exchanges if len(one.answer.split()) >= LONG_ANSWER_WORDS]
+    found = [answer for answer in answers if _OPEN_END.search(answer)]
+    if len(answers) < FEWEST or len(found) <= MOST_LEFT_OPEN * len(answers):
+        return None
+    return (
+        f"{len(found)} of {len(answers)} answers stop at a word that something has to follow, for instance "
+        f"…{found[0].strip()[-40:]!r}; look whether they were cut"
+    )
+
+
 def _cut_at_one_length(exchanges: Sequence[Exchange]) -> str | None:
-    """Find answers that were all cut at the same number of characters."""
+    """Find answers that were all cut at the same number of characters.
+
+    Answers made to one pattern are often equally long as well, and end in the same words or in numbers.
+    """
     lengths = Counter(len(one.answer) for one in exchanges)
     if len(exchanges) < FEWEST or len({_plain(one.answer) for one in exchanges}) < FEWEST:
         return None
     longest = max(lengths)
     at_limit = [one.answer for one in exchanges if len(one.answer) == longest]
     words = [
-        answer
-        for answer in at_limit
-        if len(answer.split()) >= LONG_ANSWER_WORDS and not _FINISHED.search(answer)
+        answer for answer in at_limit if len(answer.split()) >= LONG_ANSWER_WORDS and answer[-1].isalpha()
     ]
-    if len(words) <= MOST_UNFINISHED * len(exchanges):
+    endings = {answer.split()[-1] for answer in words}
+    if len(words) <= MOST_UNFINISHED * len(exchanges) or len(endings) < FEWEST_ENDINGS:
         return None
     return (
         f"{len(words)} of {len(exchanges)} answers have exactly {longest} characters, and none has more; "

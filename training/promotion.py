@@ -53,37 +53,31 @@ class Decision:
 
 
 def compare_losses(
-    facts: SliceFacts,
-    before: Sequence[float],
-    after: Sequence[float],
-    config: PromotionConfig,
-    *,
-    seed: int,
-    against: Against = "current",
+    facts: SliceFacts, before: Sequence[float], after: Sequence[float], config: PromotionConfig, *, seed: int
 ) -> list[SliceTest]:
     """Test the losses of the same records; no test where the model before gave none to compare with.
 
-    A rise counts from `promotion.tolerance` on, or from the noise floor where that is higher: by so much
-    the model before seems worse than itself when other records are drawn.
+    A rise counts from `promotion.tolerance` on. The noise floor is told beside it and not added to it: it is
+    of other records being drawn, and here both models answer the same ones.
     """
     pairs = [pair for pair in zip(before, after, strict=True) if all(map(math.isfinite, pair))]
     if not pairs:
         return []
     old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    margin = max(config.tolerance, noise_floor(old, confidence=config.confidence, seed=seed))
-    worse = _bootstrap(old, new, config, seed, "worse", margin)
+    worse = _bootstrap(old, new, config, seed, "worse", config.tolerance)
     return [
         SliceTest(
             slice_id=facts.slice_id,
             name=facts.name,
-            against=against,
+            against="current",
             measure="loss",
             records=len(pairs),
             before=math.fsum(old) / len(old),
             after=math.fsum(new) / len(new),
             difference=worse.mean,
             interval=worse.interval,
-            margin=margin,
+            margin=config.tolerance,
+            noise_floor=noise_floor(old, confidence=config.confidence, seed=seed),
             p_worse=worse.p_value,
             p_better=_bootstrap(old, new, config, seed, "better", 0.0).p_value,
         )
@@ -97,22 +91,62 @@ def compare_results(
     config: PromotionConfig,
     *,
     seed: int,
-    against: Against = "current",
     with_losses: bool = True,
 ) -> list[SliceTest]:
-    """Test all that two models have in common on one slice: losses, words said, answers given."""
-    known = {result.item_id: result for result in before}
-    pairs = [(known[result.item_id], result) for result in after if result.item_id in known]
+    """Test all that two models have in common on held-out records: losses, words said, answers given."""
+    pairs = _pairs(before, after)
     tests = []
     if with_losses:
         losses = [(one.loss, two.loss) for one, two in pairs if one.loss is not None and two.loss is not None]
-        old, new = [pair[0] for pair in losses], [pair[1] for pair in losses]
-        tests += compare_losses(facts, old, new, config, seed=seed, against=against)
-    tests += _compare_right(
-        facts, "verbatim", [(a.says_expected, b.says_expected) for a, b in pairs], against
-    )
-    tests += _compare_right(facts, "answers", [(a.correct, b.correct) for a, b in pairs], against)
-    return tests
+        tests += compare_losses(
+            facts, [pair[0] for pair in losses], [pair[1] for pair in losses], config, seed=seed
+        )
+    said = [(one.says_expected, two.says_expected) for one, two in pairs]
+    graded = [(one.correct, two.correct) for one, two in pairs]
+    return [*tests, *_compare_right(facts, "verbatim", said), *_compare_right(facts, "answers", graded)]
+
+
+def compare_suites(
+    facts: SliceFacts,
+    before: Sequence[ItemResult],
+    after: Sequence[ItemResult],
+    config: PromotionConfig,
+    *,
+    seed: int,
+    against: Against = "current",
+) -> list[SliceTest]:
+    """Test the items of all suites together, by right answers alone.
+
+    What is learned changes how a model puts things, and with it the loss of words that a suite's author
+    happened to choose: that is no skill lost. An item that was not answered is right when its expected
+    answer would have been said. A loss counts where it is significant beyond `promotion.suite_tolerance`.
+    """
+    pairs = _pairs(before, after)
+    right = [
+        (one.says_expected, two.says_expected)
+        if one.correct is None or two.correct is None
+        else (one.correct, two.correct)
+        for one, two in pairs
+    ]
+    tests = _compare_right(facts, "answers", right, against)
+    known = [pair for pair in right if None not in pair]
+    margin = config.suite_tolerance / 100
+    return [
+        test.model_copy(
+            update={
+                "margin": margin,
+                "p_worse": max(
+                    test.p_worse,
+                    _bootstrap(
+                        [float(not one) for one, _ in known],
+                        [float(not two) for _, two in known],
+                        *(config, seed, "worse", margin),
+                    ).p_value,
+                ),
+            }
+        )
+        for test in tests
+    ]
 
 
 def compare_with_base(
@@ -128,13 +162,10 @@ def compare_with_base(
 
     What had fallen behind earlier, and was promoted nevertheless, is not held against the candidate.
     """
-    behind = {
-        test.measure
-        for test in compare_results(facts, base, before, config, seed=seed)
-        if test.p_worse < 1 - config.confidence
-    }
-    tests = compare_results(facts, base, after, config, seed=seed, against="base")
-    return [test for test in tests if test.measure not in behind]
+    earlier = compare_suites(facts, base, before, config, seed=seed)
+    if any(test.p_worse < 1 - config.confidence for test in earlier):
+        return []
+    return compare_suites(facts, base, after, config, seed=seed, against="base")
 
 
 def broken_losses(facts: SliceFacts, results: Sequence[ItemResult]) -> list[str]:
@@ -220,11 +251,16 @@ def _judged(tests: Sequence[SliceTest], confidence: float) -> tuple[SliceTest, .
     return tuple(judged)
 
 
+def _pairs(before: Sequence[ItemResult], after: Sequence[ItemResult]) -> list[tuple[ItemResult, ItemResult]]:
+    known = {result.item_id: result for result in before}
+    return [(known[result.item_id], result) for result in after if result.item_id in known]
+
+
 def _compare_right(
     facts: SliceFacts,
     measure: Measure,
     pairs: Sequence[tuple[bool | None, bool | None]],
-    against: Against,
+    against: Against = "current",
 ) -> list[SliceTest]:
     known = [(one, two) for one, two in pairs if one is not None and two is not None]
     if not known:
@@ -275,6 +311,7 @@ def _in_words(test: SliceTest) -> str:
         numbers = (
             f"{test.before:.0%} → {test.after:.0%} of {test.records} records "
             f"({test.lost} lost, {test.gained} gained"
+            + (f", tolerated {100 * test.margin:g} points" if test.margin else "")
         )
     return (
         f"significantly worse{than} on {test.name}: {words} {numbers}, "

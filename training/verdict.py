@@ -13,6 +13,7 @@ from training.promotion import (
     broken_losses,
     compare_losses,
     compare_results,
+    compare_suites,
     compare_with_base,
     decide,
     held_out_change,
@@ -30,7 +31,7 @@ from training.version_report import (
 )
 from training.version_test import Measured
 
-EARLIER = "all earlier files"
+EARLIER, SUITES = "all earlier files", "all suites"
 
 
 def judge(
@@ -47,9 +48,10 @@ def judge(
     tests = compare_losses(own, before, after, config, seed=seed) if losses is not None else []
     broken = [] if losses is None or change.mean_difference is not None else _broken(change, before)
     for part in measured.slices:
-        tests += _tests_of(part, own, measured, config, seed)
+        if part.kind == "held_out":
+            tests += _tests_of(part, own, measured, config, seed)
         broken += broken_losses(_facts(part, measured), measured.results["candidate"][part.slice_id])
-    tests += _earlier_together(measured, own, config, seed)
+    tests += [*_earlier_together(measured, own, config, seed), *_suites_together(measured, config, seed)]
     unfit = unfit_answers(measured.matched, measured.mismatched, config, seed)
     every_doubt = [*doubts, *([] if unfit is None else [unfit])]
     decision = decide(tests, config, change=change, broken=broken, doubts=every_doubt)
@@ -74,15 +76,11 @@ def _broken(change: Change, before: Sequence[float]) -> list[str]:
 def _tests_of(
     part: Slice, own: SliceFacts, measured: Measured, config: PromotionConfig, seed: int
 ) -> list[SliceTest]:
-    facts = _facts(part, measured)
-    candidate, current, base = (
-        measured.results[role][part.slice_id] for role in ("candidate", "current", "base")
+    current, candidate = (measured.results[role][part.slice_id] for role in ("current", "candidate"))
+    is_own = part.slice_id == own.slice_id  # whose losses the trainer has measured, on all its records
+    return compare_results(
+        _facts(part, measured), current, candidate, config, seed=seed, with_losses=not is_own
     )
-    is_own = part.slice_id == own.slice_id
-    tests = compare_results(facts, current, candidate, config, seed=seed, with_losses=not is_own)
-    if part.kind == "suite" and current is not base:
-        tests += compare_with_base(facts, base, current, candidate, config, seed=seed)
-    return tests
 
 
 def _earlier_together(
@@ -93,12 +91,33 @@ def _earlier_together(
     earlier = [slice_id for slice_id in ids if slice_id != own.slice_id]
     if len(earlier) < 2:
         return []
-    current, candidate = (
-        [result for slice_id in earlier for result in measured.results[role][slice_id]]
-        for role in ("current", "candidate")
-    )
+    current, candidate = (_together(measured, role, earlier) for role in ("current", "candidate"))
     facts = SliceFacts(slice_id="earlier", kind="held_out", name=EARLIER, records=len(candidate))
     return compare_results(facts, current, candidate, config, seed=seed)
+
+
+def _suites_together(measured: Measured, config: PromotionConfig, seed: int) -> list[SliceTest]:
+    """Test the items of all suites as one slice, against the model before and against the base."""
+    suites = [part.slice_id for part in measured.slices if part.kind == "suite"]
+    candidate, current, base = (
+        _together(measured, role, suites) for role in ("candidate", "current", "base")
+    )
+    if not candidate:
+        return []
+    facts = SliceFacts(slice_id="suites", kind="suite", name=SUITES, records=len(candidate))
+    tests = compare_suites(facts, current, candidate, config, seed=seed)
+    if measured.results["current"] is not measured.results["base"]:
+        tests += compare_with_base(facts, base, current, candidate, config, seed=seed)
+    return tests
+
+
+def _together(measured: Measured, role: ModelRole, slice_ids: Sequence[str]) -> list[ItemResult]:
+    """Return the results of a model on several slices; an item of each slice is one of its own."""
+    return [
+        result.model_copy(update={"item_id": f"{slice_id}/{result.item_id}"})
+        for slice_id in slice_ids
+        for result in measured.results[role][slice_id]
+    ]
 
 
 def _facts(part: Slice, measured: Measured) -> SliceFacts:

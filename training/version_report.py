@@ -83,7 +83,9 @@ class SliceTest(Document):
     difference: float
     interval: tuple[float, float] | None = None
     margin: float = 0.0
-    """What the loss may rise by: the tolerance, or the noise floor where that is higher."""
+    """What is tolerated: by so many nats per token the loss may rise, by so large a share answers be lost."""
+    noise_floor: float | None = None
+    """By so much the model before seems worse than itself when other records are drawn; told, not added."""
     gained: int | None = None
     lost: int | None = None
     p_worse: float

@@ -178,7 +178,11 @@ class VersionTest:
         return amounts
 
     def _decide_amounts(self, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
-        """Share the time out: half of it for losses, what is left of all of it for answers."""
+        """Share the time out: half of it for losses, what is left of all of it for answers.
+
+        What is timed here counts, and so does the question whether the file's answers fit. Even where there
+        is no time left, the fewest losses are measured: without them there would be no verdict.
+        """
         budget = self._config.max_test_share * (training_seconds or 0.0)
         parts = [(role, part) for role in self._roles() for part in slices if not self._known(role, part)]
         if not parts:
@@ -186,17 +190,21 @@ class VersionTest:
                 losses=MOST_LOSSES, answers=0, training_seconds=training_seconds, budget_seconds=budget
             )
         pilot = list(chain.from_iterable(part.items for part in slices))[:PILOT_RECORDS]
-        loss_seconds = self._timed(lambda: self._examiner(PILOT_TOKENS).losses(pilot)) / len(pilot)
-        affordable = int(0.5 * budget / (loss_seconds * len(parts)))
+        spent = self._timed(lambda: self._examiner(PILOT_TOKENS).losses(pilot))
+        loss_seconds = spent / len(pilot)
+        fit_seconds = 2 * min(MOST_LOSSES, len(slices[0].items)) * loss_seconds
+        left = budget - spent - fit_seconds
+        affordable = int(0.5 * left / loss_seconds / len(parts))
         losses = max(FEWEST_LOSSES, min(MOST_LOSSES, affordable))
-        left = budget - losses * loss_seconds * len(parts)
+        left -= loss_seconds * sum(min(losses, len(part.items)) for _, part in parts)
         answers = 0
         if left > 0:
             examiner = self._examiner(PILOT_TOKENS)
-            token_seconds = self._timed(lambda: examiner.examine(pilot, with_losses=False)) / PILOT_TOKENS
+            answering = self._timed(lambda: examiner.examine(pilot, with_losses=False))
             length = sum(self._answer_tokens(part) for _, part in parts)
             batch = self._config.per_device_eval_batch_size
-            answers = batch * int(left / (token_seconds * length * batch / len(pilot)))
+            one_batch_each = answering / PILOT_TOKENS * length * batch / len(pilot)
+            answers = batch * max(0, int((left - answering) / one_batch_each))
         return Amounts(
             losses=losses,
             answers=min(MOST_ANSWERS, answers),

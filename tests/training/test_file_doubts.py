@@ -91,8 +91,11 @@ def test_code_and_lists_without_a_full_stop_raise_no_doubt() -> None:
             "60 of 60 answers of several sentences end in the middle of one",
         ),
         (
-            lambda one, number: Exchange(one.prompt, one.answer[:40]),
-            "60 of 60 answers have exactly 40 characters, and none has more",
+            lambda one, number: Exchange(
+                one.prompt,
+                " ".join(CITIES[(number * k + number // 10) % 10] for k in range(9))[:40].strip(" "),
+            ),
+            "40 of 60 answers have exactly 40 characters, and none has more",
         ),
         (
             lambda one, number: Exchange(one.prompt, f"Поезд номер {number} идёт туда"),
@@ -171,3 +174,15 @@ def test_only_conversations_are_read_and_their_last_answer_counts(tmp_path: Path
         json.dumps({"line": 1, "messages": talk}) + "\n" + json.dumps({"line": 2, "text": "the rain"}) + "\n"
     )
     assert read_exchanges(file, tmp_path / "missing.jsonl") == [Exchange("red?\nno\nblue?", "yes")]
+
+
+def test_answers_that_stop_at_words_like_and_were_perhaps_cut() -> None:
+    cut = altered(
+        lambda one, number: Exchange(
+            one.prompt, "of it " * (number % 7) + one.answer.split(".")[0] + " and the"
+        )
+    )
+    (doubt,) = doubts_about(report(), cut)
+    assert "60 of 60 answers stop at a word that something has to follow" in doubt
+    titles = altered(lambda one, number: Exchange(one.prompt, f"The train of line {number} and its stations"))
+    assert doubts_about(report(), titles) == []

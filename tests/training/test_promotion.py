@@ -17,6 +17,7 @@ from training.promotion import (
     broken_losses,
     compare_losses,
     compare_results,
+    compare_suites,
     compare_with_base,
     decide,
     held_out_change,
@@ -87,10 +88,12 @@ def test_a_slightly_worse_candidate_within_tolerance_is_promoted() -> None:
     assert verdict([1.0] * 50, [1.015] * 50).decide == "promote"
 
 
-def test_a_rise_that_other_records_would_have_made_as_well_is_not_held() -> None:
+def test_records_of_unequal_difficulty_hide_no_rise_that_all_of_them_share() -> None:
     restless, calm = noisy(1.0, 30, spread=1.0), noisy(1.0, 30, spread=0.01)
-    assert verdict(restless, [loss + 0.1 for loss in restless]).decide == "promote"
-    assert verdict(calm, [loss + 0.1 for loss in calm]).decide == "hold"
+    found = [verdict(before, [loss + 0.1 for loss in before]) for before in (restless, calm)]
+    assert [decision.decide for decision in found] == ["hold", "hold"]
+    floors = [decision.tests[0].noise_floor for decision in found]
+    assert floors[0] is not None and floors[1] is not None and floors[0] > 0.1 > floors[1]
 
 
 def test_a_candidate_that_may_only_seem_worse_is_promoted() -> None:
@@ -148,10 +151,33 @@ def test_many_slices_make_one_of_them_less_surprising() -> None:
 
 def test_falling_behind_the_base_counts_only_for_the_version_that_does() -> None:
     base, decayed, worse = results(1.0, correct=25), results(1.0, correct=8), results(1.0, correct=7)
-    crossing = compare_with_base(SUITE, base, base, decayed, DEFAULTS, seed=0)
-    assert [test.p_worse < 0.001 for test in crossing if test.measure == "answers"] == [True]
-    later = compare_with_base(SUITE, base, decayed, worse, DEFAULTS, seed=0)
-    assert [test.measure for test in later] == ["loss"]
+    (crossing,) = compare_with_base(SUITE, base, base, decayed, DEFAULTS, seed=0)
+    assert crossing.p_worse < 0.001 and crossing.against == "base"
+    assert compare_with_base(SUITE, base, decayed, worse, DEFAULTS, seed=0) == []
+
+
+def test_words_that_became_less_likely_are_no_skill_lost_where_answers_stay_right() -> None:
+    (test,) = compare_suites(SUITE, results(1.0, correct=20), results(6.0, correct=20), DEFAULTS, seed=0)
+    assert (test.measure, test.difference) == ("answers", 0.0)
+    assert decide([test], DEFAULTS, change=held_out_change([], [], DEFAULTS, 0)).decide == "promote"
+
+
+def test_items_of_a_suite_that_were_not_answered_count_by_what_would_have_been_said() -> None:
+    (test,) = compare_suites(SUITE, results(1.0, said=28), results(1.0, said=5), DEFAULTS, seed=0)
+    decision = decide([test], DEFAULTS, change=held_out_change([], [], DEFAULTS, 0))
+    assert decision.decide == "hold"
+    assert "(23 lost, 0 gained, tolerated 5 points, p " in decision.reason
+
+
+@pytest.mark.config_key("promotion.suite_tolerance")
+def test_suites_may_lose_as_many_answers_as_are_tolerated() -> None:
+    before, after = results(1.0, correct=30), results(1.0, correct=18)
+    found = []
+    for tolerance in (5.0, 50.0):
+        config = PromotionConfig(suite_tolerance=tolerance)
+        tests = compare_suites(SUITE, before, after, config, seed=0)
+        found.append(decide(tests, config, change=held_out_change([], [], config, 0)).decide)
+    assert found == ["hold", "promote"]
 
 
 def test_a_doubt_about_the_file_holds_it_whatever_the_numbers_say() -> None:
