@@ -266,7 +266,7 @@ def test_commands_are_acknowledged_by_a_daemon(tmp_path: Path, tiny_model: Path)
         assert "running" in trainbox(base, "status").stdout
         assert trainbox(base, "resume").stdout.startswith("resume: ")
         wait_until(lambda: (reading := read_status(Paths(base))) and reading.status.state == "idle")
-        assert "nothing to skip" in trainbox(base, "skip").stdout
+        wait_until(lambda: "nothing to skip" in trainbox(base, "skip").stdout)
         assert trainbox(base, "stop").stdout.startswith("stop: ")
         assert daemon.wait(timeout=PATIENCE_SECONDS) == 0
 

@@ -30,6 +30,8 @@ SETTINGS = (
     *("data.held_out_fraction=0.2", "train.threads=1", "train.per_device_train_batch_size=2"),
     *("train.min_lr_ratio=0", "evaluation.max_share=0.5", "monitoring.sample_steps=5"),
     *("monitoring.max_overhead=1", "monitoring.status_seconds=0.05"),
+    # What is watched here is the run; whether it is promoted is tested elsewhere.
+    *("promotion.policy=always", "evaluation.suites=[]"),
 )
 OF_THE_MACHINE = {"throughput_drop", "stale_worker", "low_disk", "low_memory", "ram_creep", "thermal"}
 """Alerts that tests at work beside this one may well raise."""

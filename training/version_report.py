@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import durable
 from errors import IntegrityError
+from evaluation.intervals import wilson
 from evaluation.items import ItemResult
 
 REPORT = "evaluation.json"
@@ -133,8 +134,6 @@ class Settings(Document):
 
 def score(results: Sequence[ItemResult], confidence: float) -> SliceScore:
     """Sum the results of one model on one slice up."""
-    from evaluation.comparison import wilson  # brings numpy, which the daemon does without
-
     losses = [result.loss for result in results if result.loss is not None]
     said = [result.says_expected for result in results if result.says_expected is not None]
     graded = [result.correct for result in results if result.correct is not None]

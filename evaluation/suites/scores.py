@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from evaluation.comparison import wilson
+from evaluation.intervals import wilson
 from evaluation.items import ItemResult
 from evaluation.syllo.puzzle import Puzzle
 from evaluation.syllo.verification import verify

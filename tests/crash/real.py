@@ -33,8 +33,8 @@ TRAINING = {
     "save_total_limit": 2,
     "threads": 1,
 }
-NOT_TRAINED = ("manifest.json", "README.md", "adapter_config.json")
-"""Files of a version that bear the time of its making, or names in an order that no two processes share."""
+NOT_TRAINED = ("manifest.json", "README.md", "adapter_config.json", "evaluation.json")
+"""Files of a version that bear a time of its making, or names in an order that no two processes share."""
 
 RANDOM_NAME = "/.tmp"
 """Begins a name that safetensors draws; it cannot be met again."""
@@ -84,7 +84,7 @@ def begin_real_life(folder: Path, model: Path) -> Life:
         "model": {"base": str(model), "precision": "float32"},
         "train": TRAINING,
         "data": {"held_out_fraction": 0.2, "held_out_min_records": 8},
-        "evaluation": {"sample_prompts": 0},
+        "evaluation": {"sample_prompts": 0, "fixed_eval_prompts": 0, "suites": []},
     }
     drops = [_chat_drop("a.jsonl", 14, seed=1), _chat_drop("b.jsonl", 10, seed=2)]
     life = Life(folder / "world", drops, settings=settings, worker=REAL)
