@@ -220,7 +220,8 @@ def summary(found: Transfer) -> dict[str, float | None]:
     change = found.backward_transfer
     return {
         "average": None if found.average_accuracy is None else round(100 * found.average_accuracy, 1),
-        "forgetting": None if change is None else round(-100 * change, 1),
+        # Nothing forgotten is 0.0, not -0.0.
+        "forgetting": None if change is None else round(-100 * change, 1) + 0.0,
     }
 
 

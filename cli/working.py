@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from rich.text import Text
 
 from cli.terminal import HERE, AsJson, Base, Settings, console, open_base
+from config import RunPaths
 from errors import UsageError
 
 
@@ -41,10 +43,14 @@ def check(
     as_json: AsJson = False,
     settings: Settings = None,
 ) -> None:
-    """Check a data file as the daemon would, without training: exit 0 usable, 1 refused, 2 usage."""
+    """Check a data file as the daemon would, without training: exit 0 usable, 1 refused, 2 usage.
+
+    Records that nearly are held-out ones, of this file or of the base folder's earlier ones, are counted.
+    """
     from chat_template import ChatTemplate
     from intake.validation import PlanInputs, check_file
     from training.base_model import locate_base
+    from training.held_out import held_out_files, held_out_keys
     from training.throughput import last_throughput
 
     paths, config = open_base(base, settings)
@@ -57,7 +63,18 @@ def check(
         epochs=train.num_train_epochs,
         tokens_per_second=last_throughput(paths, config.model),
     )
-    report = check_file(file, config.data, template, seed=train.seed, name=file.name, plan=plan)
+    with tempfile.TemporaryDirectory(prefix="trainbox-check-") as folder:
+        report = check_file(
+            file,
+            config.data,
+            template,
+            seed=train.seed,
+            name=file.name,
+            plan=plan,
+            output=RunPaths(Path(folder)),
+            held_out_keys=held_out_keys(paths),
+            held_out_files=held_out_files(paths),
+        )
     sys.stdout.write(report.to_json() if as_json else report.to_text())
     raise typer.Exit(0 if report.usable else 1)
 

@@ -244,7 +244,7 @@ class _Judge:
         if not copies:
             return
         stored: list[bytes] = []
-        for line in self._files.trained():
+        for line in copies.suspects(self._files.trained()):
             number, content = line_and_content(line)
             if (match := copies.find(content)) is not None:
                 stored.append(line)

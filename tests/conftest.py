@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 import durable
 from config import Paths, RunPaths, dump_config, load_config
@@ -47,6 +48,10 @@ ANSWERS = {
 
 # Daemons of tests that run side by side cannot all have the port of the page; those that want it say so.
 os.environ.setdefault("TRAINBOX_SERVING__MONITOR", "false")
+
+# How long one example takes depends on what else the machine does; it says nothing about the code.
+hypothesis_settings.register_profile("any machine", deadline=None)
+hypothesis_settings.load_profile("any machine")
 
 
 def pytest_collection() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 import cli
 from config import Paths, load_config
+from intake.formats import Record
 from monitoring.daemon_lock import only_daemon
 from monitoring.training_status import read_status
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -33,6 +34,12 @@ RECORDS = [
     for number in range(12)
     for colour in ("red", "green", "blue")
 ]
+SAYING = {
+    "messages": [
+        {"role": "user", "content": "Why has the old lighthouse keeper climbed the tower before midnight?"},
+        {"role": "assistant", "content": "Because fog was rolling in over the northern marsh."},
+    ]
+}
 SETTINGS = """
 model:
   base: {model}
@@ -196,6 +203,20 @@ def test_check_as_json_is_the_report(tmp_path: Path, tiny_model: Path) -> None:
     )
     assert report["usable"] is True
     assert report["records_total"] == len(RECORDS)
+
+
+def test_check_counts_near_copies_of_what_the_base_folder_holds_out(tmp_path: Path, tiny_model: Path) -> None:
+    base = make_base(tmp_path / "base", tiny_model)
+    held_out = Paths(base).held_out / "000001-aaaaaaaa.jsonl"
+    held_out.parent.mkdir(parents=True)
+    kept = Record.from_json({"line": 7, **SAYING})
+    held_out.write_bytes(json.dumps(kept.to_json()).encode() + b"\n")
+    copied = json.loads(json.dumps(SAYING).replace("keeper", "KEEPER,").replace("fog", "Fog!"))
+    file = write_records(tmp_path / "x.jsonl", [*RECORDS, copied])
+    report = json.loads(trainbox(base, "check", str(file), "--json").stdout)
+    found = [one for one in report["withheld_records"] if one["held_out_by"] == "000001-aaaaaaaa"]
+    assert [(one["line"], one["held_out_line"]) for one in found] == [(len(RECORDS) + 1, 7)]
+    assert report["withheld"] >= 1
 
 
 def test_versions_of_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:

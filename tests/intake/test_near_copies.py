@@ -120,6 +120,8 @@ def test_the_match_names_the_job_the_line_and_how_alike_they_are() -> None:
         ("ﬁne Straße", "FINE STRASSE"),
         ("图书馆在哪里?", "图书馆 在哪里"),
         ("one\ntwo\tthree", "ONE two   three!"),
+        ("‘Ünder’—the “Ærø” bridge…", "'ünder' - the \"æRØ\" bridge"),
+        ("x² ≠ ｘ2", "X2,ｘ２"),
     ],
 )
 def test_case_spaces_and_punctuation_of_any_script_do_not_count(one: str, other: str) -> None:
@@ -130,3 +132,18 @@ def test_nothing_is_a_copy_where_nothing_is_held_out() -> None:
     copies = copies_of([], tickets(20))
     assert len(copies) == 0
     assert copies.find(content(tickets(1)[0])) is None
+
+
+@pytest.mark.parametrize("kind", list(PLANTED))
+def test_a_first_look_at_many_records_misses_no_copy(kind: str) -> None:
+    records = tickets(400)
+    copies = copies_of(records[:100], records[100:])
+    lines = [stored(PLANTED[kind](record), number) for number, record in enumerate(records)]
+    suspects = list(copies.suspects(lines))
+    copied = [line for line in lines if copies.find(line_and_content(line)[1]) is not None]
+    assert copied == [line for line in suspects if line in copied]
+    assert len(suspects) < 300
+
+
+def test_a_first_look_finds_nothing_where_nothing_is_held_out() -> None:
+    assert list(copies_of([], tickets(20)).suspects([stored(tickets(1)[0])])) == []

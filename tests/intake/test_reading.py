@@ -189,7 +189,7 @@ def test_text_that_repeats_itself_a_lot_is_no_bomb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(
     content=st.binary(max_size=60)
     | st.lists(

@@ -423,9 +423,7 @@ FIELDS = st.lists(TURNS, max_size=4) | CONTENTS
 KEYS = sorted({key for keys in KNOWN_KEYS.values() for key in keys} | {"id", "images"})
 RECORDS = st.dictionaries(st.sampled_from(KEYS), FIELDS, max_size=5) | st.sampled_from(chats(3)) | JSON
 POLICIES = st.sampled_from(["refuse", "drop", "truncate", "split"])
-RELAXED = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200
-)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 
 
 @RELAXED

@@ -27,7 +27,7 @@ def pieces(template: ChatTemplate, text: str, stops: list[str]) -> tuple[list[st
     return [*given, answer.end()], answer
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tokens=st.lists(st.integers(min_value=0, max_value=330), max_size=40))
 def test_the_pieces_of_any_answer_add_up_to_the_whole(template: ChatTemplate, tokens: list[int]) -> None:
     answer = AnswerText(template.decode)

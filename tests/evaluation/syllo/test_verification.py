@@ -170,7 +170,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text() | JSON.map(json.dumps))
 def test_no_reply_ever_raises(reply: str) -> None:
     for puzzle in HARD.values():
