@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -57,6 +58,13 @@ class Server(uvicorn.Server):
         if self._is_told:
             self._end()
         await self._has_ended.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End as uvicorn does; then cut off who does not read what was still to be sent."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # in which the loop closes what was cut off
 
     def _end(self) -> None:
         self.should_exit = True
