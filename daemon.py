@@ -168,6 +168,7 @@ class Daemon:
 
     def shutdown(self) -> None:
         """Let go of the worker, the watch and the status; the queue lies on disk."""
+        self._hear_signal()  # one that came between the last look and the end
         self._notifier.send("STOPPING=1")
         self._watch.stop()
         self._housekeeper.stop()
@@ -215,6 +216,9 @@ class Daemon:
                 self._skip()
             elif request.command == "stop":
                 self._is_stop_asked = True
+        self._hear_signal()
+
+    def _hear_signal(self) -> None:
         if self._signals and not self._is_stop_asked:
             self._is_stop_asked = True
             logger.info("Received a signal to stop")
