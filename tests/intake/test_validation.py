@@ -65,7 +65,7 @@ def test_duplicates_are_counted_and_trained_once(check: Checker, tmp_path: Path)
     again = {"prompt": "question 3", "response": "yes", "id": 9}
     card = check([*chats(5), *chats(2), again], output=run)
     assert (card.accepted, card.duplicates) == (5, 3)
-    assert [record.line for record in stored(run.train_records)] == [1, 2, 3, 4, 5]
+    assert sorted(record.line for record in stored(run.train_records)) == [1, 2, 3, 4, 5]
     assert adds_up(card)
 
 
