@@ -62,6 +62,7 @@ def check(
         batch_records=train.per_device_train_batch_size * train.gradient_accumulation_steps,
         epochs=train.num_train_epochs,
         tokens_per_second=last_throughput(paths, config.model),
+        test_share=config.evaluation.max_test_share,
     )
     with tempfile.TemporaryDirectory(prefix="trainbox-check-") as folder:
         report = check_file(
