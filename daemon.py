@@ -49,6 +49,7 @@ from training.job_queue import JobQueue, advanced, begun, changed, concluded, en
 from training.jobs import Job, JobStore
 from training.ledger.keeper import LedgerKeeper
 from training.reception import SHOWN_NAMES, Reception
+from training.regressions import Regressions
 from training.reporting import require_reporters
 from training.run_logs import drop_old_logs
 from training.runner import WORKER_COMMAND, Runner, Wish
@@ -90,6 +91,7 @@ class Daemon:
 
         self._store = JobStore(paths)
         self._versions = VersionStore(paths)
+        self._regressions = Regressions(paths, self._versions)
         self._control = Control(paths)
         self._runner = Runner(paths, config.worker, worker_command, clock)
         self._status = StatusWriter(
@@ -244,6 +246,8 @@ class Daemon:
             if self._reception.receive():
                 self._status.update(message=None)
             self._tell_queue()
+            if (lost := self._regressions.look()) is not None:
+                self._status.look_at_suites(lost)
         if self._running is not None and self._clock() >= self._disk_look_at:
             self._look_at_disk()
         self._flagged.save()

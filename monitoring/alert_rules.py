@@ -17,6 +17,7 @@ from monitoring.judgements import (
     below,
     judge_dead,
     judge_gap,
+    judge_lost_skills,
     judge_low_rate,
     judge_missing,
     judge_nan,
@@ -202,6 +203,12 @@ def _evaluation_rules(limits: Thresholds) -> list[Rule]:
                 "ece",
                 clear=limits.ece_clear,
             ),
+        ),
+        Rule(
+            "regression",
+            "warning",
+            "Compare the two (trainbox compare) and look at the answers; trainbox rollback goes back.",
+            judge_lost_skills,
         ),
         Rule(
             "missing_metric",

@@ -129,6 +129,14 @@ def judge_gap(now: Observation, limits: Thresholds) -> Verdict | None:
     )
 
 
+def judge_lost_skills(now: Observation) -> Verdict | None:
+    if now.lost_skills is None:
+        return None
+    if not now.lost_skills:
+        return GOOD
+    return Verdict("bad", "; ".join(now.lost_skills), {"suites": list(now.lost_skills)})
+
+
 def judge_missing(now: Observation) -> Verdict | None:
     """Judge whether all numbers are there that should be."""
     if now.missing_metrics is None:

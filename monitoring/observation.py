@@ -42,6 +42,9 @@ class Observation:
     """Mean over what was trained since the evaluation before; given with `eval_loss`."""
     ece: float | None = None
 
+    lost_skills: tuple[str, ...] | None = None
+    """A sentence for each suite that the current version answers worse than one before it; empty for none."""
+
     missing_metrics: tuple[str, ...] | None = None
     """Names of numbers that should be there by now; empty when all are."""
     heartbeat_age_seconds: float | None = None

@@ -106,6 +106,11 @@ class RunSignals:
             "gpu": None if gpu is None else gpu.model_dump(),
         } | self._active()
 
+    def look_at_suites(self, lost_skills: tuple[str, ...]) -> dict[str, Any]:
+        """Take what suites say of the current version; return the alerts."""
+        self._judge(self._machine, Observation(lost_skills=lost_skills))
+        return self._active()
+
     def take_transitions(self) -> list[AlertEvent]:
         """Return the alerts that began or ended since the last call."""
         taken, self._transitions = self._transitions, []

@@ -330,6 +330,10 @@ class StatusWriter:
             case _:
                 self.beat()
 
+    def look_at_suites(self, lost_skills: tuple[str, ...]) -> None:
+        """Take a sentence for each suite that the current version answers worse than one before it."""
+        self.update(**self._signals.look_at_suites(lost_skills))
+
     def take_alerts(self) -> list[AlertEvent]:
         """Return the alerts that began or ended since the last call."""
         return self._signals.take_transitions()
