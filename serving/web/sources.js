@@ -4,8 +4,9 @@ import { shownJob, showsCurrentJob, store } from "./store.js";
 
 const TIMEOUT_MS = 10_000;
 const RETRY_MS = 3000;
-/** A slow answer is not asked for again before so many times its own duration has passed. */
+/** A slow answer is not asked for again before so many times its own duration has passed, up to a bound. */
 const PATIENCE = 5;
+const MOST_PATIENCE_MS = 10_000;
 
 /** A refusal of the server (`status`), an answer that took too long (0), or no server at all (null). */
 class Failure extends Error {
@@ -85,7 +86,7 @@ class Source {
   #isDue(now, key) {
     const passed = now - this.#askedAt;
     if (store.trouble[this.name]) return passed >= RETRY_MS;
-    const leastMs = Math.max(this.leastMs, PATIENCE * this.#tookMs);
+    const leastMs = Math.max(this.leastMs, Math.min(PATIENCE * this.#tookMs, MOST_PATIENCE_MS));
     return key === this.#key ? passed >= this.mostMs : passed >= leastMs;
   }
 }

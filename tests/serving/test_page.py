@@ -96,6 +96,9 @@ def _live_through(watched: Watched) -> None:
     base.command("pause")
     wait_until(lambda: base.is_in("paused"))
     visit.page.locator("#now-state:text-is('Paused')").wait_for()
+    _await_newest_numbers(watched)
+    # What was asked for while the run went on may be older than the pause; from here on nothing changes.
+    visit.page.reload()
     for panel in RUN_PANELS:
         visit.await_look(panel, "full")
     _await_newest_numbers(watched)
@@ -103,8 +106,13 @@ def _live_through(watched: Watched) -> None:
 
 
 def _await_newest_numbers(watched: Watched) -> None:
+    """Wait until the page has come by itself to the last step and the last checkpoint."""
+    visit = watched.visit
     newest = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics?max_points=600")["steps"]["step"][-1]
-    watched.visit.page.locator("#loss-text").filter(has_text=f"at step {newest:,};").wait_for()
+    visit.page.locator("#loss-text").filter(has_text=f"at step {newest:,};").wait_for()
+    listed = watched.ask(f"/api/training/checkpoints/{watched.job_id}")["checkpoints"]
+    steps = [f"{one['step']:,}" for one in listed]
+    wait_until(lambda: [row[0] for row in visit.rows("checkpoints")] == steps)
 
 
 def test_page_follows_a_run_as_it_trains(watched: Watched) -> None:
