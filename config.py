@@ -82,7 +82,7 @@ class DataConfig(Section):
     """A longer line is refused without being read into memory."""
     max_bytes: PositiveInt = 20 * 2**30
     """A file that holds more, unpacked, is refused when so much has been read."""
-    held_out_fraction: Fraction = 0.1
+    held_out_fraction: Fraction = 0.2
     """Share of records kept for evaluation for ever, never trained, chosen by a seeded hash."""
     held_out_max_records: Annotated[int, Field(ge=0)] = 100
     """At most this many records are held out from one file."""

@@ -41,13 +41,13 @@ logger = logging.getLogger(__name__)
 
 AnyItem = TypeVar("AnyItem", bound=Examined)
 
-FEWEST_LOSSES, MOST_LOSSES = 24, 64
+FEWEST_LOSSES, MOST_LOSSES = 32, 64
 """Records of each slice whose losses are measured, however short the training was, and at most."""
 MOST_ANSWERS = 32
 """Records of each slice that are answered, if there is time."""
 PILOT_RECORDS, PILOT_TOKENS = 8, 4
 """What is timed, on the candidate, to know how much there is time for."""
-FEWEST_PAIRS = 16
+FEWEST_PAIRS = 8
 """With fewer different answers there is no telling whether they fit their questions."""
 
 
