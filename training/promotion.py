@@ -22,6 +22,7 @@ _MEASURE_WORDS: dict[Measure, str] = {
     "loss": "loss",
     "verbatim": "expected answers said word for word",
     "answers": "right answers",
+    "preference": "chosen answers preferred",
 }
 
 
@@ -93,7 +94,8 @@ def compare_results(
     seed: int,
     with_losses: bool = True,
 ) -> list[SliceTest]:
-    """Test all that two models have in common on held-out records: losses, words said, answers given."""
+    """Test all that two models have in common on held-out records: losses, words said, answers given or
+    preferred."""
     pairs = _pairs(before, after)
     tests = []
     if with_losses:
@@ -103,7 +105,13 @@ def compare_results(
         )
     said = [(one.says_expected, two.says_expected) for one, two in pairs]
     graded = [(one.correct, two.correct) for one, two in pairs]
-    return [*tests, *_compare_right(facts, "verbatim", said), *_compare_right(facts, "answers", graded)]
+    preferred = [(one.prefers_expected, two.prefers_expected) for one, two in pairs]
+    return [
+        *tests,
+        *_compare_right(facts, "verbatim", said),
+        *_compare_right(facts, "answers", graded),
+        *_compare_right(facts, "preference", preferred),
+    ]
 
 
 def compare_suites(

@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import durable
 from chat_template import ChatTemplate
-from config import EvaluationConfig
+from config import DataConfig, EvaluationConfig
 from evaluation.examination import Examiner
-from evaluation.items import Item, ItemResult
+from evaluation.items import Examined, Item, ItemResult
 from training.adapter import load_adapter, set_adapter_weights
 from training.slices import Slice
 from training.version_report import (
@@ -38,6 +38,8 @@ from training.version_report import (
 from training.versions import Version
 
 logger = logging.getLogger(__name__)
+
+AnyItem = TypeVar("AnyItem", bound=Examined)
 
 FEWEST_LOSSES, MOST_LOSSES = 32, 64
 """Records of each slice whose losses are measured, however short the training was, and at most."""
@@ -112,13 +114,15 @@ class VersionTest:
         models: Models,
         template: ChatTemplate,
         config: EvaluationConfig,
+        data: DataConfig,
         settings: Settings,
         *,
         parent: Version | None,
         on_batch: Callable[[], None],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """`settings` are those of all results, but for the length of answers, which a slice decides.
+        """`settings` are those of all results, but for what a slice decides: the length of answers, and
+        whether it matters where `data` cuts passages.
 
         `on_batch` is called after each batch; what it raises ends the test, which can go on later.
         `on_progress` gets the finished parts and how many there are.
@@ -127,6 +131,7 @@ class VersionTest:
         self._models = models
         self._template = template
         self._config = config
+        self._data = data
         self._settings = settings
         self._parent = parent
         self._on_batch = on_batch
@@ -189,21 +194,22 @@ class VersionTest:
             return Amounts(
                 losses=MOST_LOSSES, answers=0, training_seconds=training_seconds, budget_seconds=budget
             )
-        pilot = list(chain.from_iterable(part.items for part in slices))[:PILOT_RECORDS]
+        pilot = _by_turns([part.items for part in slices], PILOT_RECORDS)
         spent = self._timed(lambda: self._examiner(PILOT_TOKENS).losses(pilot))
         loss_seconds = spent / len(pilot)
-        fit_seconds = 2 * min(MOST_LOSSES, len(slices[0].items)) * loss_seconds
+        fit_seconds = 2 * min(MOST_LOSSES, len(slices[0].asked)) * loss_seconds
         left = budget - spent - fit_seconds
         affordable = int(0.5 * left / loss_seconds / len(parts))
         losses = max(FEWEST_LOSSES, min(MOST_LOSSES, affordable))
         left -= loss_seconds * sum(min(losses, len(part.items)) for _, part in parts)
         answers = 0
-        if left > 0:
+        asked = list(chain.from_iterable(part.asked for part in slices))[:PILOT_RECORDS]
+        if left > 0 and asked:
             examiner = self._examiner(PILOT_TOKENS)
-            answering = self._timed(lambda: examiner.examine(pilot, with_losses=False))
-            length = sum(self._answer_tokens(part) for _, part in parts)
+            answering = self._timed(lambda: examiner.examine(asked, with_losses=False))
+            length = sum(self._answer_tokens(part) for _, part in parts if part.asked)
             batch = self._config.per_device_eval_batch_size
-            one_batch_each = answering / PILOT_TOKENS * length * batch / len(pilot)
+            one_batch_each = answering / PILOT_TOKENS * length * batch / len(asked)
             answers = batch * max(0, int((left - answering) / one_batch_each))
         return Amounts(
             losses=losses,
@@ -222,7 +228,8 @@ class VersionTest:
         """Return how long answers to a slice may be: one twice as long as the right one is wrong."""
         tokenizer = self._template.tokenizer
         longest = max(
-            len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.items
+            (len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.asked),
+            default=0,
         )
         return min(self._config.max_new_tokens, 2 * longest + 16)
 
@@ -236,7 +243,8 @@ class VersionTest:
             return read_results(path, settings)
         known = {result.item_id: result for result in self._known(role, part)}
         examiner = self._examiner(settings.max_new_tokens)
-        asked, answered = part.items[: amounts.losses], part.items[: amounts.answers]
+        asked = part.items[: amounts.losses]
+        answered = [item for item in part.items[: amounts.answers] if isinstance(item, Item)]
         for measured in (
             examiner.examine(_without(asked, known, "loss_sum"), with_answers=False, on_batch=self._on_batch),
             examiner.examine(_without(answered, known, "answer"), with_losses=False, on_batch=self._on_batch),
@@ -259,16 +267,18 @@ class VersionTest:
         return [
             result
             for result in read_results(path, self._settings_of(part))
-            if (item := items.get(result.item_id)) is not None
-            and (item.expected, item.grader.name) == (result.expected, result.grader)
+            if (item := items.get(result.item_id)) is not None and _is_of(result, item)
         ]
 
     def _settings_of(self, part: Slice) -> Settings:
-        return self._settings.model_copy(update={"max_new_tokens": self._answer_tokens(part)})
+        changes: dict[str, Any] = {"max_new_tokens": self._answer_tokens(part)}
+        if len(part.asked) < len(part.items):
+            changes |= {"max_length": self._data.max_length, "excess_length": self._data.excess_length}
+        return self._settings.model_copy(update=changes)
 
     def _examiner(self, max_new_tokens: int) -> Examiner:
         config = self._config.model_copy(update={"max_new_tokens": max_new_tokens})
-        return Examiner(self._models.model, self._template, config)
+        return Examiner(self._models.model, self._template, config, self._data)
 
     # --- whether the answers of the file fit their questions
 
@@ -280,7 +290,7 @@ class VersionTest:
         """
         path = self._folder / "fit.json"
         if not path.is_file():
-            pairs = mismatched_items(own.items[:MOST_LOSSES])
+            pairs = mismatched_items(own.asked[:MOST_LOSSES])
             losses = [
                 [
                     total / tokens
@@ -312,7 +322,19 @@ def mismatched_items(items: Sequence[Item]) -> list[tuple[Item, Item]]:
     return []
 
 
-def _without(items: Sequence[Item], known: Mapping[str, ItemResult], field: str) -> list[Item]:
+def _by_turns(items: Sequence[Sequence[Examined]], most: int) -> list[Examined]:
+    """Return the first ones of each sequence, then the second ones, and so on: long ones and short ones."""
+    turns = chain.from_iterable(zip_longest(*items))
+    return list(islice((item for item in turns if item is not None), most))
+
+
+def _is_of(result: ItemResult, item: Examined) -> bool:
+    """Tell whether what was asked and expected then is what would be now."""
+    asked = (item.expected, item.grader.name) if isinstance(item, Item) else (None, None)
+    return asked == (result.expected, result.grader)
+
+
+def _without(items: Sequence[AnyItem], known: Mapping[str, ItemResult], field: str) -> list[AnyItem]:
     """Return the items of which `field` is not known."""
     return [item for item in items if getattr(known.get(item.item_id), field, None) is None]
 
