@@ -21,7 +21,7 @@ import durable
 from tests.conftest import chats
 from tests.daemon_base import Base
 from tests.serving.browsing import Visit, browser
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 FILE = "<img src=x onerror=window.harmed=1> colours.jsonl"
 HOSTILE = "<script>window.harmed=1</script><img src=x onerror=window.harmed=1> & {{7*7}}"
@@ -30,7 +30,7 @@ SETTINGS = (
     *("train.per_device_train_batch_size=2", "train.num_train_epochs=6", "train.eval_steps=60"),
     *("train.learning_rate=1.2e-2", "train.lr_scheduler_type=linear", "train.min_lr_ratio=0"),
     *("evaluation.max_share=0.5", "evaluation.max_new_tokens=12", "evaluation.sample_prompts=2"),
-    *("monitoring.sample_steps=10", "monitoring.max_overhead=1", "monitoring.status_seconds=0.1"),
+    *("monitoring.sample_steps=10", "monitoring.max_overhead=1", "monitoring.status_seconds=1"),
     *("serving.monitor=true", "serving.monitor_port=0"),
 )
 RUN_PANELS = ("loss", "rates", "throughput", "fixed", "example", "evolution", "recent", "checkpoints", "lora")
@@ -48,7 +48,7 @@ class Watched:
     """What the alert said while it was there."""
 
     def ask(self, path: str) -> Any:
-        with urllib.request.urlopen(self.visit.url + path, timeout=60) as response:
+        with urllib.request.urlopen(self.visit.url + path, timeout=PATIENCE_SECONDS) as response:
             return json.load(response)
 
     @property
