@@ -97,7 +97,7 @@ class TrainConfig(Section):
 
     num_train_epochs: PositiveInt = 1
     """Passes over a file."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: PositiveFloat = 5e-4
     """Peak learning rate of each run."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     """Course of the learning rate after the warm-up; each file has its own."""
