@@ -209,11 +209,13 @@ class Workshop:
             outcome = worker.carry_out(self.paths, job_id, link)
         return outcome, [json.loads(line) for line in log.read_bytes().splitlines()]
 
-    def start(self, job_id: str | None) -> LiveWorker:
-        """Start a real worker process; give it a job unless `job_id` is None."""
+    def start(self, job_id: str | None, program: Path | None = None) -> LiveWorker:
+        """Start a real worker process, or another `program` in its place; give it a job unless `job_id` is
+        None."""
         reading, writing = os.pipe()
+        what = ["-m", "training.worker"] if program is None else [str(program)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "training.worker", str(self.paths.base), str(writing), str(os.getpid())],
+            [sys.executable, *what, str(self.paths.base), str(writing), str(os.getpid())],
             stdin=subprocess.PIPE,
             pass_fds=[writing],
             cwd=ROOT,
