@@ -66,7 +66,7 @@ class Listener:
     def __init__(self, host: str, port: int, path: str, headers: Mapping[str, str]) -> None:
         self._socket = socket.create_connection((host, port), timeout=PATIENCE_SECONDS)
         lines = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
         self._pending = b""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import threading
@@ -51,8 +50,7 @@ def test_the_port_is_the_configured_one_and_is_free_again_afterwards(paths: Path
             assert client.get("/health").json()["status"] == "unknown"
 
 
-def test_a_port_in_use_is_told_once_and_tried_again(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_a_port_in_use_is_a_trouble_until_it_is_free(paths: Paths) -> None:
     with listen("127.0.0.1", 0) as other:
         port = other.getsockname()[1]
         served = Served(paths, f"serving.monitor_port={port}")
@@ -63,9 +61,6 @@ def test_a_port_in_use_is_told_once_and_tried_again(paths: Paths, caplog: pytest
     wait_until(lambda: served.thread.trouble is None)
     assert Client(durable.read_json(paths.monitor_address)["url"]).get("/api/versions").status == 200
     served.thread.stop()
-    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1
-    assert "serving.monitor_port" in warnings[0].getMessage()
 
 
 def test_an_address_that_this_machine_does_not_have_is_a_trouble_and_no_crash(paths: Paths) -> None:
