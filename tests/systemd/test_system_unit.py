@@ -275,14 +275,16 @@ import json, sys, urllib.request
 def ask(path, body=None):
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
-    return json.load(urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:9000{path}", data, headers)))
+    request = urllib.request.Request(f"http://127.0.0.1:9000{path}", data, headers)
+    return json.load(urllib.request.urlopen(request))
 
-said = ask("/v1/chat/completions", {"model": "current", "messages": json.loads(sys.argv[1]), "max_tokens": 8})
+question = {"model": "current", "messages": json.loads(sys.argv[1]), "max_tokens": 8}
+said = ask("/v1/chat/completions", question)
 print(json.dumps([ask("/health")["status"], said["model"], said["choices"][0]["message"]["content"]]))
 """
 
 
 def answered(unit: Unit) -> list[str]:
-    """Return how the server says it is, which model answers the question, and the answer, asked from inside."""
+    """Return how the server is, which model answers the question, and the answer, as seen from inside."""
     said: list[str] = json.loads(unit.run(str(PYTHON), "-c", CHAT, json.dumps(QUESTION)).stdout)
     return said
