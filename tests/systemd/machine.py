@@ -169,7 +169,8 @@ class Unit:
 
     _made = 0
 
-    def __init__(self, machine: Machine, kind: Literal["system", "user"]) -> None:
+    def __init__(self, machine: Machine, kind: Literal["system", "user"], *options: str) -> None:
+        """`options` are further ones of the command."""
         Unit._made += 1
         self.name = f"trainbox-{Unit._made}"
         self.kind = kind
@@ -179,7 +180,9 @@ class Unit:
         self.give(self.paths.base.parent)
         self.inside = SHARED / self.name / BASE_NAME
         """The base folder as the machine sees it."""
-        self.trainbox("install-service", "--base", str(self.inside), f"--{kind}", "--name", self.name)
+        self.trainbox(
+            "install-service", "--base", str(self.inside), f"--{kind}", "--name", self.name, *options
+        )
         units = "/etc/systemd/system" if kind == "system" else "/home/trainer/.config/systemd/user"
         self.file = f"{units}/{self.name}.service"
         self.text = self.run("cat", self.file).stdout
@@ -222,19 +225,22 @@ class Unit:
     def property(self, name: str) -> str:
         return self.systemctl("show", "--value", f"--property={name}", self.name).stdout.strip()
 
-    def signal_daemon(self, name: str) -> None:
-        """Send a signal to the daemon alone."""
+    def signal_main(self, name: str) -> None:
+        """Send a signal to the main process alone."""
         pid = self.property("MainPID")
         assert pid != "0"
         self._machine.run("sh", "-c", f"kill -{name} {pid}")
 
-    def worker(self) -> int | None:
-        """Return the pid of the worker that runs now, the only other process of the service."""
+    def processes(self) -> list[str]:
+        """Return the pids of the service."""
         group = self.property("ControlGroup")
         if not group:
-            return None
-        pids = self._machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False).stdout.split()
-        others = [int(pid) for pid in pids if pid != self.property("MainPID")]
+            return []
+        return self._machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False).stdout.split()
+
+    def worker(self) -> int | None:
+        """Return the pid of the worker that runs now, the only other process of the service."""
+        others = [int(pid) for pid in self.processes() if pid != self.property("MainPID")]
         return others[0] if others else None
 
     def has_process(self, pid: int) -> bool:
