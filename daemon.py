@@ -183,6 +183,7 @@ class Daemon:
             self._monitor.stop()
         self._status.acknowledge()
         self._tell_rest()
+        self._tell_queue()  # what the housekeeper met last is not told yet
         self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
         logger.info("Stopped")
 

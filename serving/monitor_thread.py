@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 STOP_SECONDS = 5.0
 MOST_CONNECTIONS = 1024
+NICENESS = 10
+"""How far the page stands behind training steps and the daemon's own loop where processors are short."""
 
 
 class MonitorThread:
@@ -62,6 +64,7 @@ class MonitorThread:
             self._thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
+        os.nice(NICENESS)  # on Linux that of this thread, and of those that it starts
         while not self._is_stopping.is_set():
             try:
                 self._serve_once()

@@ -97,7 +97,7 @@ def test_a_running_job_is_shown_as_it_goes_and_clients_do_not_stop_it(base: Base
         TrainingStatus.model_validate_json(client.get("/status/training_status.json").body).state
         == "training"
     )
-    assert client.get("/health").json()["status"] == "ok"
+    wait_until(lambda: client.get("/health").json()["status"] == "ok")
     with closing(client.listen()):  # who still listens does not keep the daemon from ending
         base.end(daemon)
     assert not base.paths.monitor_address.exists()
@@ -127,7 +127,7 @@ def test_without_a_monitor_nothing_is_served(base: Base) -> None:
 
 
 def test_health_says_when_the_daemon_has_died(base: Base) -> None:
-    daemon = base.start()
+    daemon = base.start("monitoring.status_seconds=10")
     wait_until(lambda: base.is_in("idle"))
     with Served(base.paths) as client:
         assert (client.get("/health").status, client.get("/health").json()["status"]) == (200, "ok")

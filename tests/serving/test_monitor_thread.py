@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from config import Config, Paths
 from errors import ConfigError
 from monitoring.training_status import start_ticks
 from serving.access import AccessRules
-from serving.monitor_thread import MOST_CONNECTIONS, MonitorThread, listen, most_connections
+from serving.monitor_thread import MOST_CONNECTIONS, NICENESS, MonitorThread, listen, most_connections
 from tests.serving.served import Client, Served
 from tests.waiting import wait_until
+
+LOWEST_PRIORITY = 19
+"""The kernel knows none below."""
 
 
 @pytest.fixture
@@ -76,6 +80,17 @@ def test_ipv6_is_served_with_brackets_in_the_url(paths: Paths) -> None:
         pytest.skip("this machine has no IPv6")
     with Served(paths, "serving.host=::1"):
         assert durable.read_json(paths.monitor_address)["url"].startswith("http://[::1]:")
+
+
+def test_its_threads_stand_behind_those_of_the_daemon(paths: Paths) -> None:
+    before = set(threading.enumerate())
+    with Served(paths) as client:
+        assert client.get("/health").status == 503
+        threads = set(threading.enumerate()) - before
+        assert len(threads) > 1  # its own, and one at least that reads files
+        theirs = {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads}
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert theirs == {min(ours + NICENESS, LOWEST_PRIORITY)}
 
 
 def test_one_that_was_never_started_can_be_stopped(paths: Paths) -> None:

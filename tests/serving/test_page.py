@@ -21,7 +21,7 @@ import durable
 from tests.conftest import chats
 from tests.daemon_base import Base
 from tests.serving.browsing import Visit, browser
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 FILE = "<img src=x onerror=window.harmed=1> colours.jsonl"
 HOSTILE = "<script>window.harmed=1</script><img src=x onerror=window.harmed=1> & {{7*7}}"
@@ -31,7 +31,7 @@ SETTINGS = (
     *("train.learning_rate=1.2e-2", "train.lr_scheduler_type=linear", "train.min_lr_ratio=0"),
     *("evaluation.max_share=0.5", "evaluation.max_new_tokens=12", "evaluation.sample_prompts=2"),
     # A daemon is taken for silent after fifteen times these seconds; a busy machine may stop it for some.
-    *("monitoring.sample_steps=10", "monitoring.max_overhead=1", "monitoring.status_seconds=0.5"),
+    *("monitoring.sample_steps=10", "monitoring.max_overhead=1", "monitoring.status_seconds=1"),
     *("serving.monitor=true", "serving.monitor_port=0"),
 )
 RUN_PANELS = ("loss", "rates", "throughput", "fixed", "example", "evolution", "recent", "checkpoints", "lora")
@@ -49,7 +49,7 @@ class Watched:
     """What the alert said while it was there."""
 
     def ask(self, path: str) -> Any:
-        with urllib.request.urlopen(self.visit.url + path, timeout=60) as response:
+        with urllib.request.urlopen(self.visit.url + path, timeout=PATIENCE_SECONDS) as response:
             return json.load(response)
 
     @property
