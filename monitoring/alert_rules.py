@@ -22,6 +22,7 @@ from monitoring.judgements import (
     judge_low_rate,
     judge_missing,
     judge_nan,
+    judge_served,
     judge_throughput,
     judge_variance,
 )
@@ -236,6 +237,13 @@ def _machine_rules(limits: Thresholds) -> list[Rule]:
                 "heartbeat_age_seconds",
                 clear=0.5 * limits.heartbeat_age_seconds,
             ),
+        ),
+        Rule(
+            "not_served",
+            "warning",
+            "Free the port, or take another one (serving.monitor_port); it is tried again by itself, and "
+            "training goes on meanwhile.",
+            judge_served,
         ),
         Rule(
             "low_disk",

@@ -45,6 +45,9 @@ class Observation:
     lost_skills: tuple[str, ...] | None = None
     """A sentence for each suite that the current version answers worse than one before it; empty for none."""
 
+    monitor_trouble: str | None = None
+    """Why the page and the training API are not served; empty when nothing hinders it."""
+
     missing_metrics: tuple[str, ...] | None = None
     """Names of numbers that should be there by now; empty when all are."""
     heartbeat_age_seconds: float | None = None

@@ -334,6 +334,11 @@ class StatusWriter:
         """Take a sentence for each suite that the current version answers worse than one before it."""
         self.update(**self._signals.look_at_suites(lost_skills))
 
+    def look_at_monitor(self, trouble: str | None) -> None:
+        """Take why the page is not served; None when nothing hinders it."""
+        if trouble != self.status.monitor_trouble:
+            self.update(monitor_trouble=trouble, **self._signals.look_at_monitor(trouble or ""))
+
     def take_alerts(self) -> list[AlertEvent]:
         """Return the alerts that began or ended since the last call."""
         return self._signals.take_transitions()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 import durable
@@ -50,7 +51,9 @@ ANSWERS = {
 os.environ.setdefault("TRAINBOX_SERVING__MONITOR", "false")
 
 # How long one example takes depends on what else the machine does; it says nothing about the code.
-hypothesis_settings.register_profile("any machine", deadline=None)
+hypothesis_settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 hypothesis_settings.load_profile("any machine")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -42,7 +43,9 @@ logger = logging.getLogger(__name__)
 AnyItem = TypeVar("AnyItem", bound=Examined)
 
 FEWEST_LOSSES, MOST_LOSSES = 32, 64
-"""Records of each slice whose losses are measured, however short the training was, and at most."""
+"""Records of each slice whose losses are measured: of the file's own at least, and of any at most."""
+FEWEST_EARLIER_LOSSES, FEWEST_SUITE_LOSSES = 96, 32
+"""What all earlier files share, and all suites, however short the training was: more of them cost no more."""
 MOST_ANSWERS = 32
 """Records of each slice that are answered, if there is time."""
 PILOT_RECORDS, PILOT_TOKENS = 8, 4
@@ -55,7 +58,11 @@ class Amounts(Document):
     """How much is asked of each model; decided once for a run."""
 
     losses: int
-    """Records of each slice whose losses are measured."""
+    """Records of the file's own slice whose losses are measured."""
+    earlier_losses: int
+    """The same, of the slice of each earlier file."""
+    suite_losses: int
+    """The same, of each suite."""
     answers: int
     """Records of each slice that are answered, among those."""
     training_seconds: float | None
@@ -143,21 +150,24 @@ class VersionTest:
         slices = tuple(part for part in (own, *others) if part.items)
         roles = self._roles()
         with self._models.as_candidate():
-            amounts = self._amounts(slices, training_seconds)
+            amounts = self._amounts(own, slices, training_seconds)
             matched, mismatched = self._fit(own)
         results: dict[ModelRole, dict[str, list[ItemResult]]] = {}
         for number, (role, as_role) in enumerate(roles.items()):
             with as_role():
                 results[role] = {}
                 for at, part in enumerate(slices):
-                    results[role][part.slice_id] = self._measure(role, part, amounts)
+                    losses = _losses_of(part, own, amounts)
+                    results[role][part.slice_id] = self._measure(role, part, losses, amounts.answers)
                     self._on_progress(number * len(slices) + at + 1, len(roles) * len(slices))
         if "current" not in results:
             results["current"] = results["base"]
         seconds = time.monotonic() - began_at
         logger.info(
-            "Tested on %d slices, %d losses and up to %d answers each, in %.1f s",
-            *(len(slices), amounts.losses, amounts.answers, seconds),
+            "Tested on %d slices in %.1f s: %d losses of this file, %d of each earlier one, %d of each "
+            "suite, up to %d answers of each",
+            *(len(slices), seconds, amounts.losses, amounts.earlier_losses, amounts.suite_losses),
+            amounts.answers,
         )
         return Measured(slices, results, tuple(matched), tuple(mismatched), amounts, seconds)
 
@@ -172,37 +182,40 @@ class VersionTest:
 
     # --- how much
 
-    def _amounts(self, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
+    def _amounts(self, own: Slice, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
         """Return what this run's test comprises, decided at its first beginning."""
         path = self._folder / "amounts.json"
         if path.is_file():
             return Amounts.model_validate(durable.read_json(path))
-        amounts = self._decide_amounts(slices, training_seconds)
+        amounts = self._decide_amounts(own, slices, training_seconds)
         durable.make_folder(self._folder)
         durable.write_json(path, amounts.model_dump(mode="json"))
         return amounts
 
-    def _decide_amounts(self, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
+    def _decide_amounts(self, own: Slice, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
         """Share the time out: half of it for losses, what is left of all of it for answers.
 
         What is timed here counts, and so does the question whether the file's answers fit. Even where there
         is no time left, the fewest losses are measured: without them there would be no verdict.
         """
         budget = self._config.max_test_share * (training_seconds or 0.0)
+        amounts = _fewest(own, slices, training_seconds, budget)
+        if not slices:
+            return amounts
         parts = [(role, part) for role in self._roles() for part in slices if not self._known(role, part)]
-        if not parts:
-            return Amounts(
-                losses=MOST_LOSSES, answers=0, training_seconds=training_seconds, budget_seconds=budget
-            )
         pilot = _by_turns([part.items for part in slices], PILOT_RECORDS)
         spent = self._timed(lambda: self._examiner(PILOT_TOKENS).losses(pilot))
         loss_seconds = spent / len(pilot)
-        fit_seconds = 2 * min(MOST_LOSSES, len(slices[0].asked)) * loss_seconds
+        fit_seconds = 2 * min(MOST_LOSSES, len(own.asked)) * loss_seconds
         left = budget - spent - fit_seconds
-        affordable = int(0.5 * left / loss_seconds / len(parts))
-        losses = max(FEWEST_LOSSES, min(MOST_LOSSES, affordable))
-        left -= loss_seconds * sum(min(losses, len(part.items)) for _, part in parts)
-        answers = 0
+        affordable = min(MOST_LOSSES, int(0.5 * left / loss_seconds / len(parts)))
+        amounts = amounts.model_copy(
+            update={
+                name: max(affordable, getattr(amounts, name))
+                for name in ("losses", "earlier_losses", "suite_losses")
+            }
+        )
+        left -= loss_seconds * sum(min(_losses_of(part, own, amounts), len(part.items)) for _, part in parts)
         asked = list(chain.from_iterable(part.asked for part in slices))[:PILOT_RECORDS]
         if left > 0 and asked:
             examiner = self._examiner(PILOT_TOKENS)
@@ -211,12 +224,8 @@ class VersionTest:
             batch = self._config.per_device_eval_batch_size
             one_batch_each = answering / PILOT_TOKENS * length * batch / len(asked)
             answers = batch * max(0, int((left - answering) / one_batch_each))
-        return Amounts(
-            losses=losses,
-            answers=min(MOST_ANSWERS, answers),
-            training_seconds=training_seconds,
-            budget_seconds=budget,
-        )
+            amounts = amounts.model_copy(update={"answers": min(MOST_ANSWERS, answers)})
+        return amounts
 
     def _timed(self, work: Callable[[], Any]) -> float:
         began_at = time.monotonic()
@@ -235,7 +244,7 @@ class VersionTest:
 
     # --- one model on one slice
 
-    def _measure(self, role: ModelRole, part: Slice, amounts: Amounts) -> list[ItemResult]:
+    def _measure(self, role: ModelRole, part: Slice, losses: int, answers: int) -> list[ItemResult]:
         """Return the results of a model on a slice, measuring what nobody has measured yet."""
         path = results_file(self._folder, role, part.slice_id)
         settings = self._settings_of(part)
@@ -243,8 +252,8 @@ class VersionTest:
             return read_results(path, settings)
         known = {result.item_id: result for result in self._known(role, part)}
         examiner = self._examiner(settings.max_new_tokens)
-        asked = part.items[: amounts.losses]
-        answered = [item for item in part.items[: amounts.answers] if isinstance(item, Item)]
+        asked = part.items[:losses]
+        answered = [item for item in part.items[: min(losses, answers)] if isinstance(item, Item)]
         for measured in (
             examiner.examine(_without(asked, known, "loss_sum"), with_answers=False, on_batch=self._on_batch),
             examiner.examine(_without(answered, known, "answer"), with_losses=False, on_batch=self._on_batch),
@@ -302,6 +311,34 @@ class VersionTest:
             durable.write_json(path, losses or [[], []])
         matched, mismatched = durable.read_json(path)
         return matched, mismatched
+
+
+def _fewest(
+    own: Slice, slices: Sequence[Slice], training_seconds: float | None, budget_seconds: float
+) -> Amounts:
+    """Return what is asked when there is no time."""
+    suites = sum(part.kind == "suite" for part in slices)
+    earlier = sum(part.kind == "held_out" and part.slice_id != own.slice_id for part in slices)
+    return Amounts(
+        losses=FEWEST_LOSSES,
+        earlier_losses=_share(FEWEST_EARLIER_LOSSES, earlier),
+        suite_losses=_share(FEWEST_SUITE_LOSSES, suites),
+        answers=0,
+        training_seconds=training_seconds,
+        budget_seconds=budget_seconds,
+    )
+
+
+def _losses_of(part: Slice, own: Slice, amounts: Amounts) -> int:
+    """Return of how many records of a slice the losses are measured."""
+    if part.slice_id == own.slice_id:
+        return amounts.losses
+    return amounts.suite_losses if part.kind == "suite" else amounts.earlier_losses
+
+
+def _share(records: int, slices: int) -> int:
+    """Return what each slice gives so that together they have so many records, and none of them too many."""
+    return min(FEWEST_LOSSES, math.ceil(records / max(1, slices)))
 
 
 def mismatched_items(items: Sequence[Item]) -> list[tuple[Item, Item]]:

@@ -32,6 +32,14 @@ def unit(machine: Machine) -> Iterator[Unit]:
 
 
 @pytest.fixture
+def inference_unit(machine: Machine) -> Iterator[Unit]:
+    """The same for the inference server."""
+    made = Unit(machine, "system", "--inference")
+    yield made
+    made.remove()
+
+
+@pytest.fixture
 def user_unit(machine: Machine) -> Iterator[Unit]:
     """The same for a user's own systemd."""
     machine.start_user_manager()

@@ -15,7 +15,8 @@ from typing import Literal
 
 import durable
 from config import Paths
-from tests.waiting import wait_until
+from tests.stub_worker import let_go_file
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.jobs import Job, JobStore
 
 BOOT = Path(__file__).parent / "own_systemd.sh"
@@ -114,7 +115,7 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
         )
         assert not check or finished.returncode == 0, f"{command}: {finished.stdout}{finished.stderr}"
         return finished
@@ -168,7 +169,8 @@ class Unit:
 
     _made = 0
 
-    def __init__(self, machine: Machine, kind: Literal["system", "user"]) -> None:
+    def __init__(self, machine: Machine, kind: Literal["system", "user"], *options: str) -> None:
+        """`options` are further ones of the command."""
         Unit._made += 1
         self.name = f"trainbox-{Unit._made}"
         self.kind = kind
@@ -178,7 +180,9 @@ class Unit:
         self.give(self.paths.base.parent)
         self.inside = SHARED / self.name / BASE_NAME
         """The base folder as the machine sees it."""
-        self.trainbox("install-service", "--base", str(self.inside), f"--{kind}", "--name", self.name)
+        self.trainbox(
+            "install-service", "--base", str(self.inside), f"--{kind}", "--name", self.name, *options
+        )
         units = "/etc/systemd/system" if kind == "system" else "/home/trainer/.config/systemd/user"
         self.file = f"{units}/{self.name}.service"
         self.text = self.run("cat", self.file).stdout
@@ -221,19 +225,22 @@ class Unit:
     def property(self, name: str) -> str:
         return self.systemctl("show", "--value", f"--property={name}", self.name).stdout.strip()
 
-    def signal_daemon(self, name: str) -> None:
-        """Send a signal to the daemon alone."""
+    def signal_main(self, name: str) -> None:
+        """Send a signal to the main process alone."""
         pid = self.property("MainPID")
         assert pid != "0"
         self._machine.run("sh", "-c", f"kill -{name} {pid}")
 
-    def worker(self) -> int | None:
-        """Return the pid of the worker that runs now, the only other process of the service."""
+    def processes(self) -> list[str]:
+        """Return the pids of the service."""
         group = self.property("ControlGroup")
         if not group:
-            return None
-        pids = self._machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False).stdout.split()
-        others = [int(pid) for pid in pids if pid != self.property("MainPID")]
+            return []
+        return self._machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False).stdout.split()
+
+    def worker(self) -> int | None:
+        """Return the pid of the worker that runs now, the only other process of the service."""
+        others = [int(pid) for pid in self.processes() if pid != self.property("MainPID")]
         return others[0] if others else None
 
     def has_process(self, pid: int) -> bool:
@@ -274,6 +281,10 @@ class Unit:
     def job(self) -> Job:
         (job,) = JobStore(self.paths).all()
         return job
+
+    def let_go(self, step: int) -> None:
+        """Let the job go on that its script holds before `step`."""
+        let_go_file(self.paths.run(self.job().job_id), step).touch()
 
     def steps(self) -> list[int]:
         """Return every step that was trained, in order, as the worker told it."""

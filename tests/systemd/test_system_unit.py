@@ -1,4 +1,4 @@
-"""The system unit under a real systemd: what it starts, saves, restarts, gives up, forbids and allows."""
+"""The system units under a real systemd: what they start, saves, restarts, gives up, forbids and allows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from config import load_config
+from tests.serving.published import publish
 from tests.systemd.machine import CODE, PYTHON, SHARED, TRAINER, Unit
 from tests.waiting import PATIENCE_SECONDS, wait_until
+from training.model import load_generator
 
 LONG = {"steps": 100_000, "step_seconds": 0.01}
 QUICKLY = "RestartSec=100ms"
@@ -30,7 +33,7 @@ def test_start_returns_when_the_daemon_is_ready_and_its_status_is_shown(unit: Un
 
 
 def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(unit: Unit) -> None:
-    unit.drop(steps=60, step_seconds=0.02)
+    unit.drop(steps=60, hold_at=(20,))
     unit.start()
     wait_until(lambda: unit.is_at_step(5))
     unit.stop()
@@ -38,6 +41,7 @@ def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(u
     assert unit.worker() is None
     step = unit.job().step
     assert step is not None and unit.steps() == list(range(1, step + 1))
+    unit.let_go(20)
     unit.systemctl("start", unit.name)
     wait_until(unit.is_done)
     assert unit.steps() == list(range(1, 61))
@@ -45,14 +49,15 @@ def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(u
 
 
 def test_a_killed_daemon_takes_its_worker_along_is_restarted_and_goes_on(unit: Unit) -> None:
-    unit.drop(steps=200, step_seconds=0.01, checkpoint_every=10)
+    unit.drop(steps=200, checkpoint_every=10, hold_at=(15,))
     unit.start(QUICKLY)
     wait_until(lambda: unit.is_at_step(12))
     worker = unit.worker()
     assert worker is not None
-    unit.signal_daemon("KILL")
+    unit.signal_main("KILL")
     wait_until(lambda: unit.property("NRestarts") == "1")
     assert not unit.has_process(worker)
+    unit.let_go(15)
     wait_until(unit.is_done)
     steps = unit.steps()
     assert (steps[0], steps[-1], steps.count(1)) == (1, 200, 1)
@@ -60,14 +65,15 @@ def test_a_killed_daemon_takes_its_worker_along_is_restarted_and_goes_on(unit: U
 
 
 def test_a_hung_daemon_is_ended_by_the_watchdog_says_where_it_hung_and_is_restarted(unit: Unit) -> None:
-    unit.drop(steps=300, step_seconds=0.01, checkpoint_every=20)
-    unit.start(QUICKLY, "WatchdogSec=1s")
+    unit.drop(steps=300, checkpoint_every=20, hold_at=(30,))
+    unit.start(QUICKLY, "WatchdogSec=10s")
     wait_until(lambda: unit.is_at_step(25))
-    unit.signal_daemon("STOP")
+    unit.signal_main("STOP")
     wait_until(lambda: unit.property("NRestarts") == "1")
     wait_until(lambda: "Fatal Python error: Aborted" in unit.journal())
     journal = unit.journal()
     assert "Watchdog timeout" in journal and "daemon.py" in journal
+    unit.let_go(30)
     wait_until(unit.is_done)
     assert unit.steps().count(1) == 1
     assert unit.property("NRestarts") == "1"
@@ -75,13 +81,13 @@ def test_a_hung_daemon_is_ended_by_the_watchdog_says_where_it_hung_and_is_restar
 
 def test_a_daemon_with_nothing_to_do_keeps_the_watchdog_quiet(unit: Unit) -> None:
     (unit.paths.config_file).write_text("inbox:\n  poll_seconds: 60\n", encoding="utf-8")
-    unit.start("WatchdogSec=500ms", has_stub=False)
+    unit.start("WatchdogSec=8s", has_stub=False)
     pings = "WatchdogTimestampMonotonic"
     seen = [int(unit.property(pings))]
-    while len(seen) < 8:
+    while len(seen) < 5:
         wait_until(lambda: int(unit.property(pings)) > seen[-1])
         seen.append(int(unit.property(pings)))
-    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) < 500_000
+    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) < 8_000_000
     assert (unit.property("ActiveState"), unit.property("NRestarts")) == ("active", "0")
 
 
@@ -111,8 +117,8 @@ def test_a_daemon_that_dies_again_and_again_is_given_up(unit: Unit) -> None:
 
 
 def test_a_stop_waits_for_a_checkpoint_that_takes_longer_than_its_time(unit: Unit) -> None:
-    unit.drop(**LONG, save_seconds=3)
-    unit.start("TimeoutStopSec=1s")
+    unit.drop(**LONG, save_seconds=9)
+    unit.start("TimeoutStopSec=6s")
     wait_until(lambda: unit.is_at_step(3))
     unit.stop()
     assert (unit.property("ActiveState"), unit.property("Result")) == ("inactive", "success")
@@ -221,3 +227,67 @@ def test_the_real_worker_trains_under_the_hardened_unit(
     wait_until(lambda: unit.is_done() or unit.is_failed(), seconds=2 * PATIENCE_SECONDS)
     assert (unit.job().outcome, unit.job().version) == ("completed", "v0001"), unit.journal()
     assert (unit.paths.current / "adapter_model.safetensors").stat().st_uid == TRAINER
+
+
+@pytest.mark.real_model
+def test_the_inference_server_answers_comes_back_when_it_is_killed_and_ends_cleanly(
+    inference_unit: Unit, tiny_model: Path
+) -> None:
+    unit = inference_unit
+    model = unit.paths.base / "tiny"
+    shutil.copytree(tiny_model, model)
+    unit.paths.config_file.write_text("model:\n  base: tiny\n  precision: float32\n", encoding="utf-8")
+    publish(unit.paths, model, 1)
+    unit.give(unit.paths.base)
+    config = load_config(unit.paths.base)
+    (known,) = load_generator(unit.paths, config, "current").generate([QUESTION], max_new_tokens=8)
+
+    unit.start(QUICKLY, has_stub=False)
+    assert answered(unit) == ["ok", "v0001", known.text]
+    assert unit.property("StatusText") == "answering at http://127.0.0.1:9000"
+    first = int(unit.property("MainPID"))
+    unit.signal_main("KILL")
+    wait_until(lambda: unit.property("NRestarts") == "1" and unit.property("ActiveState") == "active")
+    second = int(unit.property("MainPID"))
+    assert second != first and not unit.has_process(first)
+    assert answered(unit) == ["ok", "v0001", known.text]
+
+    unit.stop()
+    states = [unit.property(name) for name in ("ActiveState", "SubState", "Result", "ExecMainStatus")]
+    assert states == ["inactive", "dead", "success", "0"]
+    assert not unit.has_process(second) and unit.processes() == []
+    assert not unit.paths.inference_address.exists()
+
+
+@pytest.mark.real_model
+def test_an_inference_server_with_a_wrong_configuration_fails_at_once_and_is_not_restarted(
+    inference_unit: Unit,
+) -> None:
+    inference_unit.paths.config_file.write_text("serving:\n  max_bach: 1\n", encoding="utf-8")
+    inference_unit.change(QUICKLY, has_stub=False)
+    assert inference_unit.systemctl("start", inference_unit.name, check=False).returncode != 0
+    names = ("ActiveState", "SubState", "ExecMainStatus", "NRestarts")
+    assert [inference_unit.property(name) for name in names] == ["failed", "failed", "2", "0"]
+    assert "did you mean" in inference_unit.journal()
+
+
+QUESTION = [{"role": "user", "content": "what colour is the rain"}]
+CHAT = """
+import json, sys, urllib.request
+
+def ask(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:9000{path}", data, headers)
+    return json.load(urllib.request.urlopen(request))
+
+question = {"model": "current", "messages": json.loads(sys.argv[1]), "max_tokens": 8}
+said = ask("/v1/chat/completions", question)
+print(json.dumps([ask("/health")["status"], said["model"], said["choices"][0]["message"]["content"]]))
+"""
+
+
+def answered(unit: Unit) -> list[str]:
+    """Return how the server is, which model answers the question, and the answer, as seen from inside."""
+    said: list[str] = json.loads(unit.run(str(PYTHON), "-c", CHAT, json.dumps(QUESTION)).stdout)
+    return said

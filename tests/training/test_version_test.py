@@ -21,7 +21,9 @@ from training.versions import VersionStore
 
 HELD_WORKER = ROOT / "tests" / "held_worker.py"
 MEASURED_BY_CLOCKS = ("training_seconds", "test_seconds", "tokens_per_second")
-AMOUNTS = Amounts(losses=24, answers=8, training_seconds=None, budget_seconds=0.0)
+AMOUNTS = Amounts(
+    losses=24, earlier_losses=24, suite_losses=24, answers=8, training_seconds=None, budget_seconds=0.0
+)
 """Decided beforehand, since how much there is time for differs from run to run."""
 
 
