@@ -20,7 +20,12 @@ from training.version_test import Amounts, Measured
 CONFIG = PromotionConfig(policy="not_worse", tolerance=0.02, confidence=0.95)
 OWN = "000009-3f9c2a10"
 RECORDS = 24
-AMOUNTS = Amounts(losses=RECORDS, answers=0, training_seconds=10.0, budget_seconds=2.0)
+AMOUNTS = Amounts(
+    **dict.fromkeys(("losses", "earlier_losses", "suite_losses"), RECORDS),
+    answers=0,
+    training_seconds=10.0,
+    budget_seconds=2.0,
+)
 
 
 def earlier(number: int, kind: type[Item | Passage] = Passage) -> Slice:
