@@ -80,7 +80,7 @@ def test_the_modules_in_trouble_are_named() -> None:
 
 def test_every_category_has_one_rule_and_advice() -> None:
     rules = build_rules(Thresholds())
-    assert len({rule.category for rule in rules}) == len(rules) == 22
+    assert len({rule.category for rule in rules}) == len(rules) == 23
     assert all(rule.recommendation for rule in rules)
 
 
