@@ -254,6 +254,7 @@ class Daemon:
         if self._running is not None and self._clock() >= self._disk_look_at:
             self._look_at_disk()
         self._flagged.save()
+        self._status.worker_pid = self._runner.worker_pid
         self._status.update(ledger_trouble=self._ledger.trouble)
         if self._monitor is not None:
             self._status.look_at_monitor(self._monitor.trouble)

@@ -21,6 +21,8 @@ const TONES = { critical: "bad", warning: "warn", info: "plain" };
 const FIRST_ANSWER = "Waiting for the first answer of the server.";
 /** Nats per token between held-out and training loss from which the records are learned by heart. */
 const BY_HEART = 0.5;
+/** A loss below this only flickers, as the alerts see it too. */
+const NEAR_ZERO = 0.1;
 const NO_JUDGE = "No daemon has judged a run here yet.";
 const NOTHING = "No daemon has run on this folder yet: start one with “trainbox run”.";
 
@@ -158,9 +160,10 @@ function learning() {
   if (gap > BY_HEART) return tell("Learning by heart", `Held-out loss is ${signed(gap, 2)} above training.`, "warn");
   const start = status.train_loss_history?.[0]?.[1] ?? null;
   const detail = start === null ? `Loss ${loss(average)}.` : `Loss ${loss(start)} → ${loss(average)}.`;
-  if (status.loss_trend === "improving") return tell("Yes, loss falls", detail, "good");
-  if (status.loss_trend === "degrading") return tell("Loss rises", detail, "warn");
-  if (status.loss_trend !== "stable") return tell("Too early to say", detail);
+  const course = status.loss_trend ?? "insufficient_data";
+  if (course === "improving") return tell("Yes, loss falls", detail, "good");
+  if (course === "insufficient_data") return tell("Too early to say", detail);
+  if (course === "degrading" && average >= NEAR_ZERO) return tell("Loss rises", detail, "warn");
   return start !== null && average < start ? tell("Yes, levelled off", detail, "good") : tell("Levelled off", detail);
 }
 

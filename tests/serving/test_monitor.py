@@ -98,6 +98,8 @@ def test_a_running_job_is_shown_as_it_goes_and_clients_do_not_stop_it(base: Base
         == "training"
     )
     wait_until(lambda: client.get("/health").json()["status"] == "ok")
+    (worker,) = base.workers()
+    wait_until(lambda: (base.status.memory["training_process"] or {}).get("pid") == worker.pid)
     with closing(client.listen()):  # who still listens does not keep the daemon from ending
         base.end(daemon)
     assert not base.paths.monitor_address.exists()
