@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from monitoring.detectors import (
+    CalibrationDetector,
     CreepDetector,
     DivergenceDetector,
     OverfittingDetector,
@@ -196,14 +197,7 @@ def _evaluation_rules(limits: Thresholds) -> list[Rule]:
             "poor_calibration",
             "warning",
             "Train on, or correct the confidence afterwards (temperature scaling); do not act on it alone.",
-            lambda now: above(
-                now.ece,
-                limits.ece,
-                "calibration error {value:.2f} is above {limit:g}: the model's confidence says little about "
-                "whether it is right",
-                "ece",
-                clear=limits.ece_clear,
-            ),
+            CalibrationDetector(limits).judge,
         ),
         Rule(
             "regression",

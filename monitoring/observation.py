@@ -91,6 +91,10 @@ class Thresholds:
     """Share by which the evaluation loss rises above its best while the training loss falls."""
     ece: float = 0.3
     ece_clear: float = 0.25
+    ece_rise: float = 0.2
+    """Share by which the calibration error rises above its lowest of the run."""
+    ece_rise_least: float = 0.15
+    """A calibration error below this is small, however it rose."""
     throughput_share: float = 0.6
     throughput_share_clear: float = 0.75
     heartbeat_age_seconds: float = 60.0

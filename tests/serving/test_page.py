@@ -74,13 +74,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
         record["messages"][0]["content"] += f" {HOSTILE}"
         record["messages"].insert(0, {"role": "system", "content": "Name the colour."})
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    (base.paths.inbox / FILE).write_text(lines, encoding="utf-8")
     daemon = base.start(*SETTINGS, f"model.base={tiny_model}", OMP_NUM_THREADS="1")
     try:
         wait_until(base.paths.monitor_address.exists)
         url = durable.read_json(base.paths.monitor_address)["url"]
         with browser() as chromium, Visit(chromium, url) as visit:
             watched = Watched(base, visit, [], [])
+            # Only now, so that nothing of the run is over before the page is there.
+            (base.paths.inbox / FILE).write_text(lines, encoding="utf-8")
             _live_through(watched)
             yield watched
         base.end(daemon)
