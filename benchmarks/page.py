@@ -3,7 +3,8 @@
 A real server and a real browser (Debian's chromium) on a written run of 100,000 steps. Prints one JSON line:
 ``first_paint_seconds`` until the first text is painted, ``status_to_page_seconds`` from a changed status
 document to the changed page (the median of some changes), ``page_kb`` of everything loaded until the page
-is quiet but for the charts' library, which browsers keep.
+is quiet but for the charts' library, which browsers keep: as the page reads it, unpacked. ``wire_kb`` is the
+same as it came over the wire, packed where the server packs, with headers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from playwright.sync_api import CDPSession, Page, sync_playwright
@@ -53,11 +55,11 @@ def _look(url: str, writer: StatusWriter) -> dict[str, float]:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         page = browser.new_page(viewport={"width": 1360, "height": 900})
-        loaded = _count_bytes(page.context.new_cdp_session(page))
+        loaded, received = _count_bytes(page.context.new_cdp_session(page))
         page.goto(url)
         page.locator("#loss[data-look=full]").wait_for()
         time.sleep(QUIET_SECONDS)
-        page_bytes = sum(loaded.values())
+        page_bytes, wire_bytes = sum(loaded.values()), sum(received.values())
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         delay = statistics.median(_delay(page, writer, number) for number in range(CHANGES))
         browser.close()
@@ -65,12 +67,14 @@ def _look(url: str, writer: StatusWriter) -> dict[str, float]:
         "first_paint_seconds": round(paint / 1000, 3),
         "status_to_page_seconds": round(delay, 3),
         "page_kb": round(page_bytes / 1000, 1),
+        "wire_kb": round(wire_bytes / 1000, 1),
     }
 
 
-def _count_bytes(session: CDPSession) -> dict[str, float]:
-    """Count what comes over the wire by request, headers included; the charts' library is left out."""
-    loaded: dict[str, float] = {}
+def _count_bytes(session: CDPSession) -> tuple[dict[str, float], dict[str, float]]:
+    """Count by request the bytes the page reads and those over the wire; the charts' library is left out."""
+    loaded: dict[str, float] = defaultdict(float)
+    received: dict[str, float] = defaultdict(float)
     libraries: set[str] = set()
 
     def note_request(event: dict[str, object]) -> None:
@@ -80,15 +84,16 @@ def _count_bytes(session: CDPSession) -> dict[str, float]:
             libraries.add(str(event["requestId"]))
 
     def note_bytes(event: dict[str, object]) -> None:
-        number, size = str(event["requestId"]), event["encodedDataLength"]
-        assert isinstance(size, int | float)
+        number, unpacked, packed = str(event["requestId"]), event["dataLength"], event["encodedDataLength"]
+        assert isinstance(unpacked, int | float) and isinstance(packed, int | float)
         if number not in libraries:
-            loaded[number] = loaded.get(number, 0) + size
+            loaded[number] += unpacked
+            received[number] += packed
 
     session.on("Network.requestWillBeSent", note_request)
     session.on("Network.dataReceived", note_bytes)
     session.send("Network.enable")
-    return loaded
+    return loaded, received
 
 
 def _delay(page: Page, writer: StatusWriter, number: int) -> float:

@@ -102,6 +102,8 @@ const progress =
     if (!showsCurrentJob()) return "past";
     return ["state", "status", ...fields].map((field) => store.status?.[field] ?? null);
   };
+/** The metrics tell which checkpoints there are: asked before them, the list would be asked for twice. */
+const onceMeasured = (path) => () => (store.metrics || store.trouble.metrics ? path() : null);
 function checkpointsSeen() {
   const seen = store.metrics?.checkpoints;
   return [store.status?.best_checkpoint ?? null, seen?.length ?? null, seen?.at(-1) ?? null];
@@ -112,18 +114,12 @@ export const SOURCES = [
   new Source("alerts", at("/api/alerts"), () => store.status?.active_alerts ?? null, 500, 60_000),
   new Source(
     "metrics",
-    ofJob((job) => `jobs/${job}/metrics?max_points=600`),
+    ofJob((job) => `jobs/${job}/metrics?max_points=450`),
     progress("batch_step", "total_evals"),
     2000,
     60_000,
   ),
-  new Source(
-    "checkpoints",
-    ofJob((job) => `checkpoints/${job}`),
-    checkpointsSeen,
-    1000,
-    60_000,
-  ),
+  new Source("checkpoints", onceMeasured(ofJob((job) => `checkpoints/${job}`)), checkpointsSeen, 1000, 60_000),
   new Source(
     "evolution",
     ofJob((job) => `jobs/${job}/evolution`),

@@ -117,7 +117,7 @@ def _live_through(watched: Watched) -> None:
 def _await_newest_numbers(watched: Watched) -> None:
     """Wait until the page has come by itself to the last step and the last checkpoint."""
     visit = watched.visit
-    newest = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics?max_points=600")["steps"]["step"][-1]
+    newest = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics?max_points=450")["steps"]["step"][-1]
     visit.page.locator("#loss-text").filter(has_text=f"at step {newest:,};").wait_for()
     listed = watched.ask(f"/api/training/checkpoints/{watched.job_id}")["checkpoints"]
     steps = [f"{one['step']:,}" for one in listed]
@@ -170,7 +170,7 @@ def test_glance_answers_the_five_questions(watched: Watched) -> None:
 
 def test_curves_show_the_numbers_of_the_run(watched: Watched) -> None:
     status, visit = watched.status, watched.visit
-    steps = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics?max_points=600")["steps"]
+    steps = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics?max_points=450")["steps"]
     evaluations = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics")["evaluations"]
     assert visit.text("#loss-text") == (
         f"Loss went from {steps['loss'][0]:.4f} at step 1 to {steps['loss'][-1]:.4f} "
@@ -194,12 +194,14 @@ def test_charts_are_drawn_with_checkpoints_marked(watched: Watched) -> None:
         ".flatMap(one => one.x).sort((a, b) => a - b)"
     )
     assert drawn == [mark["step"] for mark in marks]
-    # Plotly would make some, which a strict content security policy forbids.
+    # Plotly would make some, which the content security policy forbids; the console would complain.
     assert watched.visit.page.locator("style").count() == 0
+    watched.visit.page.locator("#loss-chart .nsewdrag").hover()
+    watched.visit.page.locator("#loss-chart .hoverlayer text").first.wait_for()
 
 
 def test_curves_can_be_read_as_a_table(watched: Watched) -> None:
-    steps = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics?max_points=600")["steps"]
+    steps = watched.ask(f"/api/training/jobs/{watched.job_id}/metrics?max_points=450")["steps"]
     watched.visit.page.locator("#loss details.numbers summary").click()
     watched.visit.page.locator("#loss table").wait_for()
     first = watched.visit.rows("loss")[0]
