@@ -50,7 +50,7 @@ MOST_ANSWERS = 32
 """Records of each slice that are answered, if there is time."""
 PILOT_RECORDS, PILOT_TOKENS = 8, 4
 """What is timed, on the candidate, to know how much there is time for."""
-FEWEST_PAIRS = 8
+FEWEST_PAIRS = 16
 """With fewer different answers there is no telling whether they fit their questions."""
 
 
