@@ -64,7 +64,7 @@ class MonitorThread:
             self._thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
-        os.nice(NICENESS)  # on Linux that of this thread, and of those that it starts
+        _stand_behind()
         while not self._is_stopping.is_set():
             try:
                 self._serve_once()
@@ -103,6 +103,14 @@ class MonitorThread:
     @property
     def _where(self) -> str:
         return f"monitor on {self._config.serving.host} port {self._config.serving.monitor_port}"
+
+
+def _stand_behind() -> None:
+    """Lower the priority of this thread, and of those that it starts; a sandbox may forbid it."""
+    try:
+        os.nice(NICENESS)
+    except PermissionError as error:
+        logger.warning("The page is served with the priority of training: %s", error.strerror)
 
 
 def listen(host: str, port: int) -> socket.socket:

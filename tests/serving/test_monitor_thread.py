@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -108,3 +109,15 @@ def test_a_host_that_others_reach_is_refused_before_anything_is_bound(paths: Pat
     with pytest.raises(ConfigError):
         Served(paths, "serving.host=0.0.0.0")
     assert not paths.monitor_address.exists()
+
+
+def test_a_sandbox_that_forbids_a_lower_priority_keeps_nobody_from_the_page(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(increment: int) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "nice", refuse)
+    with Served(paths) as client:
+        assert client.get("/health").json()["status"] == "unknown"
+    assert "The page is served with the priority of training" in caplog.text
