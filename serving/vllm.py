@@ -82,8 +82,9 @@ def become_vllm(paths: Paths, config: Config, environment: Mapping[str, str]) ->
     rules = access_rules(config.serving, paths.base, environment)
     if not is_loopback(config.serving.host):
         raise UsageError(
-            f"serving.host: found {config.serving.host!r} with serving.engine: vllm, which asks for the token "
-            "under /v1 only; set it to 127.0.0.1 and put a proxy in front, or serving.engine: transformers"
+            f"serving.host: found {config.serving.host!r} with serving.engine: vllm, which asks for the "
+            "token under /v1 only; set it to 127.0.0.1 and put a proxy in front, or set serving.engine: "
+            "transformers"
         )
     program = shutil.which(PROGRAM)
     if program is None:
