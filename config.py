@@ -82,7 +82,7 @@ class DataConfig(Section):
     """A longer line is refused without being read into memory."""
     max_bytes: PositiveInt = 20 * 2**30
     """A file that holds more, unpacked, is refused when so much has been read."""
-    held_out_fraction: Fraction = 0.1
+    held_out_fraction: Fraction = 0.2
     """Share of records kept for evaluation for ever, never trained, chosen by a seeded hash."""
     held_out_max_records: Annotated[int, Field(ge=0)] = 100
     """At most this many records are held out from one file."""
@@ -97,7 +97,7 @@ class TrainConfig(Section):
 
     num_train_epochs: PositiveInt = 1
     """Passes over a file."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: PositiveFloat = 5e-4
     """Peak learning rate of each run."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     """Course of the learning rate after the warm-up; each file has its own."""

@@ -108,7 +108,9 @@ class Daemon:
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
         self._housekeeper = Housekeeper(paths, config, on_rest=self._bell.ring)
-        self._monitor = None if access is None else MonitorThread(paths, config, access)
+        self._monitor = (
+            None if access is None else MonitorThread(paths, config, access, retry_seconds=retry_seconds)
+        )
 
         self._ledger = LedgerKeeper(paths, config.ledger)
         self._queue = JobQueue(self._store, self._ledger.note)
@@ -181,6 +183,7 @@ class Daemon:
             self._monitor.stop()
         self._status.acknowledge()
         self._tell_rest()
+        self._tell_queue()  # what the housekeeper met last is not told yet
         self._status.update(state="stopped", ledger_trouble=self._ledger.trouble)
         logger.info("Stopped")
 
@@ -251,7 +254,10 @@ class Daemon:
         if self._running is not None and self._clock() >= self._disk_look_at:
             self._look_at_disk()
         self._flagged.save()
-        self._status.update(ledger_trouble=self._ledger.trouble, monitor_trouble=self._monitor_trouble)
+        self._status.worker_pid = self._runner.worker_pid
+        self._status.update(ledger_trouble=self._ledger.trouble)
+        if self._monitor is not None:
+            self._status.look_at_monitor(self._monitor.trouble)
         self._tell_alerts()
         self._tell_systemd()
         return self._wish()
@@ -409,10 +415,6 @@ class Daemon:
             self._status.update(status="completed" if job.outcome == "completed" else "idle")
         self._tell_queue()
         self._housekeeper.wake()
-
-    @property
-    def _monitor_trouble(self) -> str | None:
-        return None if self._monitor is None else self._monitor.trouble
 
     def _steps_until(self, version: str | None) -> int:
         """Return how many optimizer steps led to a version, over its whole lineage."""

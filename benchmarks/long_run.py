@@ -97,7 +97,7 @@ def _events(steps: int, draw: random.Random) -> Iterator[Event]:
             yield FixedEvalEvent(
                 step=step, em=sum(matches) / PROMPTS, ce=loss + 0.1, ece=0.1, tokens=8000, matches=matches
             )
-    yield _signals(steps, draw)
+    yield signals(steps, draw)
 
 
 def _example(step: int, number: int, loss: float) -> ExampleEvent:
@@ -109,7 +109,7 @@ def _example(step: int, number: int, loss: float) -> ExampleEvent:
     )  # fmt: skip
 
 
-def _signals(step: int, draw: random.Random) -> SignalsEvent:
+def signals(step: int, draw: random.Random) -> SignalsEvent:
     names = [f"model.layers.{depth}.self_attn.{name}" for depth in range(LAYERS) for name in PROJECTIONS]
     fields = ("mean_grad_norm", "max_grad_norm", "current_grad_norm", "mean_update", "max_update")
     more = ("current_update", "num_updates", "update_ratio", "norm_a", "norm_b", "effective_rank")

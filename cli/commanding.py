@@ -11,7 +11,7 @@ from cli.terminal import HERE, Base, Reason, console, known_status, open_base
 from config import Paths
 from monitoring.training_status import read_status
 
-ACKNOWLEDGE_SECONDS = 10.0
+ACKNOWLEDGE_SECONDS = 30.0
 
 
 def pause(base: Base = HERE, reason: Reason = "") -> None:

@@ -14,8 +14,10 @@ import durable
 from cli.terminal import HERE, AsJson, Base, Settings, console, number, open_base
 
 if TYPE_CHECKING:
-    from config import Config, Paths
+    from config import Config, DataConfig, Paths
+    from evaluation.items import Passage
     from evaluation.suites import Suite
+    from training.slices import Slice
     from training.version_comparison import Comparison, PartComparison
 
 Model = Annotated[str, typer.Argument(help="current, base, or a version.")]
@@ -47,12 +49,15 @@ def compare(
     paths.create()
     asked = _suites(paths, config, suites)
     contestants = [Contestant(paths, config, which) for which in (a, b)]
-    runs = [[run_suite(paths, config, model, suite) for suite in asked] for model in contestants]
+    runs = [
+        [run_suite(paths, config, model, suite, passages=passages) for suite, passages in asked]
+        for model in contestants
+    ]
     found = compare_results(
         *(contestants[0].name, contestants[1].name),
         [
             (suite.title or suite.name, one.results, other.results)
-            for suite, one, other in zip(asked, *runs, strict=True)
+            for (suite, _), one, other in zip(asked, *runs, strict=True)
         ],
         confidence=config.promotion.confidence,
         seed=config.train.seed,
@@ -65,29 +70,33 @@ def compare(
         _print_disagreements(found)
 
 
-def _suites(paths: Paths, config: Config, names: list[str] | None) -> list[Suite]:
-    """Return the suites that were named, or else all held-out slices and the configured suites."""
+def _suites(paths: Paths, config: Config, names: list[str] | None) -> list[tuple[Suite, tuple[Passage, ...]]]:
+    """Return the suites that were named, or else all held-out slices, with their passages, and the configured
+    suites."""
     from errors import UsageError
-    from evaluation.suites import Suite, load_suite
+    from evaluation.suites import load_suite
     from training.slices import every_held_out_slice, suites_of
 
     if names:
-        return [load_suite(name) for name in names]
-    slices = [
-        Suite(
-            name=f"held_out_{part.slice_id}",
-            title=part.name,
-            items=part.items,
-            sha256=hashlib.sha256("".join(item.item_id for item in part.items).encode()).hexdigest(),
-        )
-        for part in every_held_out_slice(paths)
-    ]
-    asked = [*slices, *suites_of(paths, config.evaluation)]
+        return [(load_suite(name), ()) for name in names]
+    asked = [(_as_suite(part, config.data), part.passages) for part in every_held_out_slice(paths)]
+    asked += [(suite, ()) for suite in suites_of(paths, config.evaluation)]
     if not asked:
         raise UsageError(
             "nothing to compare on: nothing was held out yet and evaluation.suites is empty; name a --suite"
         )
     return asked
+
+
+def _as_suite(part: Slice, data: DataConfig) -> Suite:
+    """Return a held-out slice as a suite of what can be asked; its hash tells of the passages too."""
+    from evaluation.suites import Suite
+
+    content = [item.item_id for item in part.items]
+    if part.passages:
+        content.append(f"cut {data.max_length} {data.excess_length}")
+    sha256 = hashlib.sha256("".join(content).encode()).hexdigest()
+    return Suite(name=f"held_out_{part.slice_id}", title=part.name, items=part.asked, sha256=sha256)
 
 
 def _print(found: Comparison) -> None:

@@ -1,4 +1,4 @@
-"""What a model is asked, and how its answer was judged: one item, one result."""
+"""What a model is examined on, asked or not, and what it made of it: one item, one result."""
 
 from __future__ import annotations
 
@@ -37,6 +37,27 @@ class Item:
         return [*self.messages, {"role": "assistant", "content": self.expected}]
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Words that nobody is asked for: what a model loses on them is measured, and nothing is generated.
+
+    Either a plain text, every token of which counts, or turns of a conversation, every answer of which does.
+    """
+
+    item_id: str
+    """The same in every run: the hash of a held-out record."""
+    text: str | None = None
+    given: Sequence[Message] = ()
+    """Turns before, which do not count."""
+    turns: Sequence[Message] = ()
+    rejected: Sequence[Message] = ()
+    """Turns in the place of `turns` that a model should find less likely; empty where there are none."""
+    tools: list[Any] | None = None
+
+
+Examined = Item | Passage
+
+
 class ItemResult(BaseModel):
     """What one model made of one item; stored as a line of JSON."""
 
@@ -44,13 +65,18 @@ class ItemResult(BaseModel):
 
     item_id: str
     level: str | None = None
-    grader: str
-    expected: str
+    grader: str | None = None
+    """None, as `expected` is, where nothing was asked: it is the result of a passage."""
+    expected: str | None = None
     loss_sum: float | None = None
-    """Nats of the trained tokens of the expected answer; None where only answers were asked for."""
+    """Nats of the tokens that count of the expected answer, or of the passage; None where only answers were
+    asked for."""
     loss_tokens: int | None = None
     says_expected: bool | None = None
     """Whether the model, asked greedily, says the expected answer token for token; known with its loss."""
+    prefers_expected: bool | None = None
+    """Whether the model loses less a token on what is expected than on what was rejected; None where nothing
+    was."""
     answer: str | None = None
     """As the model gave it; None where only losses were asked for."""
     correct: bool | None = None
@@ -65,5 +91,10 @@ class ItemResult(BaseModel):
 
     @property
     def loss(self) -> float | None:
-        """Nats per token of the expected answer."""
+        """Nats per token of the expected answer, or of the passage."""
         return None if self.loss_sum is None or not self.loss_tokens else self.loss_sum / self.loss_tokens
+
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the answer was graded right, or, where none was asked for, the better one is preferred."""
+        return self.prefers_expected if self.correct is None else self.correct

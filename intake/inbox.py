@@ -105,6 +105,7 @@ class Inbox:
     def scan(self) -> list[Candidate]:
         """Look once and return the complete files: high, normal, low, each in the order first seen."""
         problems: dict[str, str] = {}
+        began_at = self._clock()
         try:
             found = sorted(self._walk(problems), key=lambda candidate: os.fsencode(candidate.path))
         except OSError as error:
@@ -113,7 +114,9 @@ class Inbox:
             return []
         self._set_trouble(None)
         self._forget_all_but(found)
-        settled = [candidate for candidate in found if self._observe(candidate, problems)]
+        # One time for all of them: what is seen together settles together, so that priorities hold.
+        ended_at = self._clock()
+        settled = [one for one in found if self._observe(one, problems, began_at, ended_at)]
         self._report(problems)
         return sorted(
             settled, key=lambda item: (_PRIORITIES.index(item.priority), self._seen[item.path].number)
@@ -185,18 +188,22 @@ class Inbox:
         there = {candidate.path for candidate in found}
         self._seen = {path: seen for path, seen in self._seen.items() if path in there}
 
-    def _observe(self, candidate: Candidate, problems: dict[str, str]) -> bool:
-        """Tell whether a file has stood still long enough, over two scans, with no writer."""
-        now = self._clock()
+    def _observe(
+        self, candidate: Candidate, problems: dict[str, str], began_at: float, ended_at: float
+    ) -> bool:
+        """Tell whether a file has stood still long enough, over two scans, with no writer.
+
+        It was looked at between `began_at` and `ended_at`.
+        """
         seen = self._seen.get(candidate.path)
         if seen is None:
             self._seen_count += 1
         if seen is None or seen.signature != candidate.signature:
             number = self._seen_count if seen is None else seen.number
-            due = now + self._config.settle_seconds
-            self._seen[candidate.path] = _Seen(number, candidate.signature, now, due)
+            due = ended_at + self._config.settle_seconds
+            self._seen[candidate.path] = _Seen(number, candidate.signature, ended_at, due)
             return False
-        seen.is_settled = now >= seen.due
+        seen.is_settled = began_at >= seen.due
         if not seen.is_settled:
             return False
         reason = self._reason_it_cannot_be_taken(candidate)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from monitoring.detectors import (
+    CalibrationDetector,
     CreepDetector,
     DivergenceDetector,
     OverfittingDetector,
@@ -21,6 +22,7 @@ from monitoring.judgements import (
     judge_low_rate,
     judge_missing,
     judge_nan,
+    judge_served,
     judge_throughput,
     judge_variance,
 )
@@ -195,14 +197,7 @@ def _evaluation_rules(limits: Thresholds) -> list[Rule]:
             "poor_calibration",
             "warning",
             "Train on, or correct the confidence afterwards (temperature scaling); do not act on it alone.",
-            lambda now: above(
-                now.ece,
-                limits.ece,
-                "calibration error {value:.2f} is above {limit:g}: the model's confidence says little about "
-                "whether it is right",
-                "ece",
-                clear=limits.ece_clear,
-            ),
+            CalibrationDetector(limits).judge,
         ),
         Rule(
             "regression",
@@ -242,6 +237,13 @@ def _machine_rules(limits: Thresholds) -> list[Rule]:
                 "heartbeat_age_seconds",
                 clear=0.5 * limits.heartbeat_age_seconds,
             ),
+        ),
+        Rule(
+            "not_served",
+            "warning",
+            "Free the port, or take another one (serving.monitor_port); it is tried again by itself, and "
+            "training goes on meanwhile.",
+            judge_served,
         ),
         Rule(
             "low_disk",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
+from monitoring.judgements import above
 from monitoring.observation import GOOD, UNSURE, Observation, Thresholds, Verdict
 
 SMALLEST_LOSS = 1e-6
@@ -216,6 +217,36 @@ class OverfittingDetector:
                 {"eval_loss": evaluated, "best_eval_loss": best, "best_step": step, "train_loss": trained},
             )
         return UNSURE
+
+
+class CalibrationDetector:
+    """The calibration error is large, or has risen well above the lowest of the run."""
+
+    def __init__(self, limits: Thresholds) -> None:
+        self._limits = limits
+        self._lowest: float | None = None
+
+    def judge(self, now: Observation) -> Verdict | None:
+        if (error := _finite(now.ece)) is None:
+            return None
+        lowest = error if self._lowest is None else self._lowest
+        self._lowest = min(error, lowest)
+        limits = self._limits
+        if limits.ece >= error > limits.ece_rise_least and error > (1 + limits.ece_rise) * lowest:
+            return Verdict(
+                "bad",
+                f"calibration error rose from {lowest:.2f} to {error:.2f} within this run: the model gets "
+                "surer than it is right",
+                {"ece": error, "lowest": lowest, "limit": (1 + limits.ece_rise) * lowest},
+            )
+        return above(
+            error,
+            limits.ece,
+            "calibration error {value:.2f} is above {limit:g}: the model's confidence says little about "
+            "whether it is right",
+            "ece",
+            clear=limits.ece_clear,
+        )
 
 
 class CreepDetector:

@@ -147,6 +147,15 @@ def judge_missing(now: Observation) -> Verdict | None:
     return Verdict("bad", f"no value for {names}, which should be there by now", {"metrics": names})
 
 
+def judge_served(now: Observation) -> Verdict | None:
+    """Judge whether the page can be looked at."""
+    if now.monitor_trouble is None:
+        return None
+    if not now.monitor_trouble:
+        return GOOD
+    return Verdict("bad", f"nothing is served: {now.monitor_trouble}", {"trouble": now.monitor_trouble})
+
+
 def judge_throughput(now: Observation, limits: Thresholds) -> Verdict | None:
     """Judge the speed against that of the first steps."""
     if now.tokens_per_sec is None or not now.tokens_per_sec_baseline:

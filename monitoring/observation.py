@@ -45,6 +45,9 @@ class Observation:
     lost_skills: tuple[str, ...] | None = None
     """A sentence for each suite that the current version answers worse than one before it; empty for none."""
 
+    monitor_trouble: str | None = None
+    """Why the page and the training API are not served; empty when nothing hinders it."""
+
     missing_metrics: tuple[str, ...] | None = None
     """Names of numbers that should be there by now; empty when all are."""
     heartbeat_age_seconds: float | None = None
@@ -88,6 +91,10 @@ class Thresholds:
     """Share by which the evaluation loss rises above its best while the training loss falls."""
     ece: float = 0.3
     ece_clear: float = 0.25
+    ece_rise: float = 0.2
+    """Share by which the calibration error rises above its lowest of the run."""
+    ece_rise_least: float = 0.15
+    """A calibration error below this is small, however it rose."""
     throughput_share: float = 0.6
     throughput_share_clear: float = 0.75
     heartbeat_age_seconds: float = 60.0

@@ -111,6 +111,11 @@ class RunSignals:
         self._judge(self._machine, Observation(lost_skills=lost_skills))
         return self._active()
 
+    def look_at_monitor(self, trouble: str) -> dict[str, Any]:
+        """Take why the page is not served, empty when it is; return the alerts."""
+        self._judge(self._machine, Observation(monitor_trouble=trouble))
+        return self._active()
+
     def take_transitions(self) -> list[AlertEvent]:
         """Return the alerts that began or ended since the last call."""
         taken, self._transitions = self._transitions, []

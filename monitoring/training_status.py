@@ -241,6 +241,8 @@ class StatusWriter:
         self._signals = RunSignals(limits, clock)
         self._hardware = hardware
         self._steps_before = 0
+        self.worker_pid: int | None = None
+        """The process whose memory is shown beside the daemon's."""
         self.status = TrainingStatus(status_seconds=interval_seconds, **fields)
         """The document as it is now; what is on disk may be `interval_seconds` older."""
 
@@ -262,8 +264,9 @@ class StatusWriter:
         """Write the document now; a full disk is logged once and never ends the daemon."""
         at = now()
         if self._hardware is not None:
-            worker_rss = self.status.worker_rss_bytes
-            self.status = self.status.model_copy(update=self._signals.look(self._hardware.read(), worker_rss))
+            reading = self._hardware.read(self.worker_pid)
+            seen = self._signals.look(reading, self.status.worker_rss_bytes)
+            self.status = self.status.model_copy(update=seen)
         beat = {"heartbeat_at": at, "heartbeat_monotonic_seconds": time.monotonic()}
         self.status = self.status.model_copy(update={"timestamp": at, **beat})
         self._written_at = self._clock()
@@ -333,6 +336,11 @@ class StatusWriter:
     def look_at_suites(self, lost_skills: tuple[str, ...]) -> None:
         """Take a sentence for each suite that the current version answers worse than one before it."""
         self.update(**self._signals.look_at_suites(lost_skills))
+
+    def look_at_monitor(self, trouble: str | None) -> None:
+        """Take why the page is not served; None when nothing hinders it."""
+        if trouble != self.status.monitor_trouble:
+            self.update(monitor_trouble=trouble, **self._signals.look_at_monitor(trouble or ""))
 
     def take_alerts(self) -> list[AlertEvent]:
         """Return the alerts that began or ended since the last call."""

@@ -32,13 +32,19 @@ COOKIE = "trainbox_token"
 TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """What a bearer token may consist of (RFC 6750), at a length that nobody guesses."""
 COOKIE_SECONDS = 30 * 86_400
-SECURITY_HEADERS: Mapping[str, str] = {
-    # Plotly sets styles while it draws; scripts come from files of ours only.
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+
+
+def content_policy(style: str = "'self'") -> str:
+    """Return what a page may load: files of ours only, and styles from where `style` says."""
+    return (
+        f"default-src 'none'; script-src 'self'; style-src {style}; "
         "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; manifest-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
+    )
+
+
+SECURITY_HEADERS: Mapping[str, str] = {
+    "content-security-policy": content_policy(),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -129,7 +135,8 @@ def _plain_error(status: int, detail: str) -> dict[str, str]:
 
 
 class Access:
-    """Lets a request through to `app` if the rules allow it; every answer gets the security headers.
+    """Lets a request through to `app` if the rules allow it; every answer gets the security headers that it
+    has not set itself.
 
     With a token, opening ``/?token=…`` once sets a cookie, so that a browser and its EventSource work. The
     answer to that is a page that leads on, not a redirect: a strict cookie is not sent along with those
@@ -231,9 +238,8 @@ def _with_security_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
-            more = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
-            if b"cache-control" not in present:
-                more.append((b"cache-control", b"no-store"))
+            due = {**SECURITY_HEADERS, "cache-control": "no-store"}
+            more = [(name.encode(), due[name].encode()) for name in due if name.encode() not in present]
             message = {**message, "headers": [*message["headers"], *more]}
         await send(message)
 

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from fastapi.responses import HTMLResponse
+
+from serving.access import content_policy
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+code { font-family: ui-monospace, monospace; }
+section { border-top: 1px solid; padding: .5rem 0; }
+table { border-collapse: collapse; }
+th, td { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -13,14 +28,7 @@ _HEAD = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <link rel="icon" href="data:,">
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-code {{ font-family: ui-monospace, monospace; }}
-section {{ border-top: 1px solid; padding: .5rem 0; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }}
-</style>
+<style>{style}</style>
 </head>
 <body>
 <main>
@@ -29,10 +37,16 @@ th, td {{ text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; 
 """
 
 
-def api_page(document: Mapping[str, Any]) -> str:
-    """Return the page of an OpenAPI document."""
+def api_page(document: Mapping[str, Any]) -> HTMLResponse:
+    """Return the page of an OpenAPI document; no style but the one that it brings along applies to it."""
+    policy = content_policy(f"'sha256-{_STYLE_HASH}'")
+    return HTMLResponse(_page(document), headers={"content-security-policy": policy})
+
+
+def _page(document: Mapping[str, Any]) -> str:
     info = document["info"]
-    head = _HEAD.format(title=escape(info["title"]), description=escape(info.get("description", "")))
+    words = {name: escape(info.get(name, "")) for name in ("title", "description")}
+    head = _HEAD.format(style=_STYLE, **words)
     routes = "".join(
         _route(method, path, operation)
         for path, operations in document["paths"].items()

@@ -20,7 +20,8 @@ from errors import EnvironmentNotReady, TrainboxError, UsageError
 from monitoring.training_status import start_ticks
 from serving.access import read_token
 
-HEALTH_SECONDS = 2.0
+HEALTH_SECONDS = 15.0
+"""A server whose process lives may be slow to answer on a machine that trains."""
 ANSWER_SECONDS = 600.0
 
 

@@ -47,7 +47,7 @@ def inference_api(answering: Answering, health: Health) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     def tell_routes() -> HTMLResponse:
-        return HTMLResponse(api_page(app.openapi()))
+        return api_page(app.openapi())
 
     @app.get("/health")
     def tell_health() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import FastAPI, HTTPException, Path, Query, Request
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from config import Config, Paths
@@ -46,6 +47,10 @@ from training.jobs import JOB_ID, Job
 THREADS = 4
 """Requests that read files at the same time; more wait, so that a crowd never costs much memory."""
 MAX_POINTS = 5000
+PACKED_FROM_BYTES = 1000
+"""Smaller answers gain nothing by being packed."""
+PACKING = 5
+"""Level of gzip: the daemon has better things to do than to win the last bytes."""
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
 JobId = Annotated[str, Path(pattern=f"^{JOB_ID.pattern}$", max_length=40, examples=["000042-3f9c2a10"])]
 
@@ -67,6 +72,8 @@ def create_app(paths: Paths, config: Config, rules: AccessRules, stream: StatusS
         lifespan=lifespan,
         responses={401: {"model": Problem}},
     )
+    # It leaves streams of events alone, and what is packed already.
+    app.add_middleware(GZipMiddleware, minimum_size=PACKED_FROM_BYTES, compresslevel=PACKING)
     app.add_exception_handler(IntegrityError, _tell_damage)
     app.add_exception_handler(Exception, _tell_surprise)
     versions = VersionIndex(paths)
@@ -79,7 +86,7 @@ def create_app(paths: Paths, config: Config, rules: AccessRules, stream: StatusS
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
-        return HTMLResponse(api_page(app.openapi()))
+        return api_page(app.openapi())
 
     return Access(app, rules)
 

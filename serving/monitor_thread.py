@@ -1,7 +1,8 @@
 """The monitor inside the daemon: a thread that serves, and that never holds the daemon up.
 
-What goes wrong (a port in use, an address that is not there) is said once and tried again each minute;
-training goes on without it. The framework is imported in the thread, so starting costs the daemon nothing.
+What goes wrong (a port in use, an address that is not there) is kept as its trouble, of which the daemon
+makes an alert, and tried again; training goes on without it. The framework is imported in the thread, so
+starting costs the daemon nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 60.0
+RETRY_SECONDS = 5.0
 STOP_SECONDS = 5.0
 MOST_CONNECTIONS = 1024
+NICENESS = 10
+"""How far the page stands behind training steps and the daemon's own loop where processors are short."""
 
 
 class MonitorThread:
@@ -61,14 +64,15 @@ class MonitorThread:
             self._thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
+        os.nice(NICENESS)  # on Linux that of this thread, and of those that it starts
         while not self._is_stopping.is_set():
             try:
                 self._serve_once()
             except OSError as error:
-                self._tell(f"{self._where}: {error.strerror or error}")
+                self.trouble = f"{self._where}: {error.strerror or error}"
             except Exception as error:
                 logger.exception("The monitor met an error nobody foresaw")
-                self._tell(repr(error))
+                self.trouble = f"{self._where}: {error!r}"
             finally:
                 self._server = None
                 with contextlib.suppress(OSError):
@@ -99,15 +103,6 @@ class MonitorThread:
     @property
     def _where(self) -> str:
         return f"monitor on {self._config.serving.host} port {self._config.serving.monitor_port}"
-
-    def _tell(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            logger.warning(
-                "Nothing is served, training goes on: %s; tried again every %g s (serving.monitor_port "
-                "takes another port, serving.monitor: false does without)",
-                *(trouble, self._retry_seconds),
-            )
-        self.trouble = trouble
 
 
 def listen(host: str, port: int) -> socket.socket:

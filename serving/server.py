@@ -14,6 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 20.0
 """A connection that has not asked for anything by then is closed."""
 GRACE_SECONDS = 2
+LAST_TURNS = 5
+"""Turns of the loop in which a connection accepted at the last moment comes to be, and is closed."""
 
 
 class Server(uvicorn.Server):
@@ -62,9 +64,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End as uvicorn does; then cut off who does not read what was still to be sent."""
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-        await asyncio.sleep(0)  # in which the loop closes what was cut off
+        for _ in range(LAST_TURNS):
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)  # in which the loop closes what was cut off
 
     def _end(self) -> None:
         self.should_exit = True

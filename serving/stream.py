@@ -21,6 +21,7 @@ LOOK_SECONDS = 0.2
 PING_SECONDS = 15.0
 RETRY_MILLISECONDS = 2000
 """A browser whose connection broke comes back after so long."""
+_RETRY = b"retry: %d\n\n" % RETRY_MILLISECONDS
 _PING = b"event: ping\ndata: {}\n\n"
 
 
@@ -53,8 +54,8 @@ class StatusStream:
 
     async def messages(self) -> AsyncGenerator[bytes]:
         """Yield the document now, then each newer one, and a ping when nothing happens for long."""
-        yield b"retry: %d\n\n" % RETRY_MILLISECONDS
-        told = -1
+        told = self._number
+        yield _RETRY + (self._newest or b"")
         while not self._is_closed:
             changed = self._has_changed
             if told != self._number and self._newest is not None:
@@ -117,14 +118,10 @@ class EventStreamResponse(Response):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stream.listening():
-            tasks = [asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+        async with self._stream.listening(), asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(self._send(send))
+            await _gone(receive)
+            sending.cancel()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

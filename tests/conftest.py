@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 import durable
@@ -50,7 +51,9 @@ ANSWERS = {
 os.environ.setdefault("TRAINBOX_SERVING__MONITOR", "false")
 
 # How long one example takes depends on what else the machine does; it says nothing about the code.
-hypothesis_settings.register_profile("any machine", deadline=None)
+hypothesis_settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 hypothesis_settings.load_profile("any machine")
 
 
@@ -206,11 +209,13 @@ class Workshop:
             outcome = worker.carry_out(self.paths, job_id, link)
         return outcome, [json.loads(line) for line in log.read_bytes().splitlines()]
 
-    def start(self, job_id: str | None) -> LiveWorker:
-        """Start a real worker process; give it a job unless `job_id` is None."""
+    def start(self, job_id: str | None, program: Path | None = None) -> LiveWorker:
+        """Start a real worker process, or another `program` in its place; give it a job unless `job_id` is
+        None."""
         reading, writing = os.pipe()
+        what = ["-m", "training.worker"] if program is None else [str(program)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "training.worker", str(self.paths.base), str(writing), str(os.getpid())],
+            [sys.executable, *what, str(self.paths.base), str(writing), str(os.getpid())],
             stdin=subprocess.PIPE,
             pass_fds=[writing],
             cwd=ROOT,

@@ -16,6 +16,7 @@ import psutil
 import durable
 from config import Paths
 from monitoring.training_status import Reading, read_status
+from tests.stub_worker import let_go_file
 from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.jobs import Job, JobStore
 from training.versions import VersionStore
@@ -107,6 +108,10 @@ class Base:
 
     def command(self, command: str, reason: str = "") -> None:
         durable.write_bytes(self.paths.control(command), reason.encode())
+
+    def let_go(self, step: int) -> None:
+        """Let the newest job go on that its script holds before `step`."""
+        let_go_file(self.paths.run(self.jobs()[-1].job_id), step).touch()
 
     def jobs(self) -> list[Job]:
         return JobStore(self.paths).all()

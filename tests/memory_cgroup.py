@@ -30,7 +30,7 @@ def memory_cgroup(name: str, limit_bytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while folder.exists() and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 folder.rmdir()

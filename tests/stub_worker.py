@@ -69,6 +69,8 @@ class Script:
     crash_times: int = 1
     signal: str | None = None
     hang_at: int | None = None
+    hold_at: tuple[int, ...] = ()
+    """Before each of these steps it waits for a command, or until it is let go."""
     refuse: str | None = None
     fail: str | None = None
     wait_times: int = 0
@@ -156,6 +158,7 @@ class StubRun:
         )
         self._link.emit(PhaseEvent(phase="training"))
         for step in range(done + 1, script.steps + 1):
+            self._hold(step)
             self._obey(step)
             self._misbehave(step, attempt)
             time.sleep(script.step_seconds)
@@ -181,6 +184,12 @@ class StubRun:
         if parent is not None:
             self._versions.verify(parent)
         return parent
+
+    def _hold(self, step: int) -> None:
+        """Stand still for as long as the test needs: a busy machine may let it look only seconds later."""
+        if step in self._script.hold_at:
+            while self._link.command is None and not let_go_file(self._run, step).exists():
+                time.sleep(0.01)
 
     def _obey(self, step: int) -> None:
         """Save and stop before `step` when a command has come."""
@@ -270,6 +279,11 @@ class StubRun:
             decision="promote",
             decision_reason="stub",
         )
+
+
+def let_go_file(run: RunPaths, step: int) -> Path:
+    """Return the file whose coming lets a run go on that is held before `step`."""
+    return run.folder / f"go_on_{step}"
 
 
 def read_script(paths: Paths, job: Job) -> Script:

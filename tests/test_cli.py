@@ -81,7 +81,7 @@ def running_daemon(base: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run the daemon for the length of a test."""
     daemon = subprocess.Popen([sys.executable, "-m", "cli", "run", "--base", str(base)], cwd=ROOT)
     try:
-        wait_until(lambda: read_status(Paths(base)) is not None)
+        wait_until(lambda: (reading := read_status(Paths(base))) and reading.status.state == "idle")
         yield daemon
     finally:
         if daemon.poll() is None:
@@ -262,7 +262,7 @@ def test_commands_are_acknowledged_by_a_daemon(tmp_path: Path, tiny_model: Path)
     with running_daemon(base) as daemon:
         paused = trainbox(base, "pause", "--reason", "tea")
         assert paused.stdout.startswith("pause: "), paused.stdout + paused.stderr
-        assert json.loads(trainbox(base, "status", "--json").stdout)["state"] == "paused"
+        wait_until(lambda: json.loads(trainbox(base, "status", "--json").stdout)["state"] == "paused")
         assert "running" in trainbox(base, "status").stdout
         assert trainbox(base, "resume").stdout.startswith("resume: ")
         wait_until(lambda: (reading := read_status(Paths(base))) and reading.status.state == "idle")

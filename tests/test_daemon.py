@@ -18,7 +18,7 @@ import pytest
 
 import durable
 from tests.daemon_base import LONG, ROOT, Base
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.versions import VersionStore
 
 
@@ -178,8 +178,8 @@ def test_a_crash_is_shown_in_the_status(base: Base) -> None:
 
 def test_a_worker_that_hangs_is_killed_and_the_job_resumed(base: Base) -> None:
     base.drop(steps=5, hang_at=3)
-    log = base.run("worker.hang_seconds=6")
-    assert "said nothing for 6 s" in log
+    log = base.run("worker.hang_seconds=20")
+    assert "said nothing for 20 s" in log
     assert base.job().outcome == "completed"
 
 
@@ -219,10 +219,11 @@ def test_a_published_job_is_completed_even_if_its_worker_died_of_it(base: Base) 
 
 
 def test_an_inbox_that_vanishes_under_a_job_costs_it_nothing(base: Base) -> None:
-    base.drop(steps=40, step_seconds=0.02)
+    base.drop(steps=40, hold_at=(5,))
     daemon = base.start()
     wait_until(lambda: base.is_at_step(3))
     base.paths.inbox.rename(base.paths.base / "unmounted")
+    base.let_go(5)
     wait_until(lambda: base.is_in("waiting"))
     assert "make it again or mount it" in base.status.message
     assert (base.job().outcome, base.job().state) == ("completed", "running")
@@ -251,7 +252,7 @@ def test_a_file_that_could_not_be_moved_when_claimed_is_filed_all_the_same(base:
 def test_pause_in_training_saves_and_ends_the_worker_and_resume_goes_on_from_the_exact_step(
     base: Base,
 ) -> None:
-    base.drop(steps=60, step_seconds=0.02)
+    base.drop(steps=60, hold_at=(20,))
     daemon = base.start()
     wait_until(lambda: base.is_at_step(5))
     base.command("pause", "gaming")
@@ -262,6 +263,7 @@ def test_pause_in_training_saves_and_ends_the_worker_and_resume_goes_on_from_the
     job = base.job()
     assert (job.state, job.step, job.attempts) == ("queued", control.step, 0)
     assert base.steps(job) == list(range(1, control.step + 1))
+    base.let_go(20)
     base.command("resume")
     wait_until(lambda: base.files("done") == {"a.jsonl"})
     assert not base.paths.control("pause").exists()
@@ -326,7 +328,7 @@ def test_skip_while_paused_drops_the_interrupted_file_only(base: Base) -> None:
 
 
 def test_stop_in_training_saves_exits_with_0_and_the_next_start_goes_on(base: Base) -> None:
-    base.drop(steps=60, step_seconds=0.02)
+    base.drop(steps=60, hold_at=(20,))
     daemon = base.start()
     wait_until(lambda: base.is_at_step(5))
     base.command("stop", "holidays")
@@ -336,6 +338,7 @@ def test_stop_in_training_saves_exits_with_0_and_the_next_start_goes_on(base: Ba
     assert base.reading is not None and not base.reading.is_running and not base.reading.is_stale
     assert not base.paths.control("stop").exists()
     assert (base.job().state, base.job().attempts) == ("queued", 0)
+    base.let_go(20)
     base.run()
     assert base.steps(base.job()) == list(range(1, 61))
 
@@ -351,13 +354,14 @@ def test_a_stop_from_before_the_start_is_ignored(base: Base) -> None:
 def test_a_signal_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(
     base: Base, number: int
 ) -> None:
-    base.drop(steps=60, step_seconds=0.02)
+    base.drop(steps=60, hold_at=(20,))
     daemon = base.start()
     wait_until(lambda: base.is_at_step(5))
     base.end(daemon, number)
     step = base.status.control.step
     assert base.steps(base.job()) == list(range(1, step + 1))
     assert base.workers() == []
+    base.let_go(20)
     base.run()
     assert base.steps(base.job()) == list(range(1, 61))
     assert base.job().attempts == 1
@@ -417,12 +421,13 @@ def test_of_many_daemons_started_at_once_one_works(base: Base) -> None:
 
 
 def test_a_killed_daemon_takes_its_worker_along_and_is_seen_to_be_gone(base: Base) -> None:
-    base.drop(steps=60, step_seconds=0.02, checkpoint_every=5)
+    base.drop(steps=60, checkpoint_every=5, hold_at=(40,))
     daemon = base.start()
     wait_until(lambda: base.is_at_step(12))
     daemon.kill()
     daemon.communicate()
     wait_until(lambda: base.workers() == [])
+    base.let_go(40)
     assert base.reading is not None
     assert (base.reading.is_running, base.reading.is_stale) == (False, True)
     base.run()
@@ -468,17 +473,25 @@ def test_the_status_is_whole_json_at_every_instant(base: Base) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    base.drop(steps=200)
-    base.run("monitoring.status_seconds=0.001")
-    finished.set()
-    reader.join()
+    try:
+        daemon = base.start("monitoring.status_seconds=0.001")
+        wait_until(lambda: "idle" in states)
+        base.drop(steps=200, hold_at=(100,))
+        wait_until(lambda: "training" in states and base.is_at_step(99))
+        base.let_go(100)
+        wait_until(lambda: base.files("done") == {"a.jsonl"})
+        base.end(daemon)
+        wait_until(lambda: "stopped" in states or not reader.is_alive())
+    finally:
+        finished.set()
+        reader.join()
     assert {"idle", "training", "stopped"} <= states
 
 
 @pytest.mark.config_key("worker.preload")
 @pytest.mark.parametrize("preload", [True, False])
 def test_a_worker_is_made_ready_while_a_file_settles(base: Base, preload: bool) -> None:
-    daemon = base.start(f"worker.preload={preload}", "inbox.settle_seconds=60")
+    daemon = base.start(f"worker.preload={preload}", "inbox.settle_seconds=3600")
     wait_until(lambda: base.is_in("idle"))
     assert base.workers() == []
     base.drop()
@@ -503,8 +516,8 @@ def test_the_clock_alone_finds_a_file_within_poll_seconds(base: Base) -> None:
 def test_systemd_hears_ready_status_and_stopping(base: Base, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(20)
-        daemon = base.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
+        listener.settimeout(PATIENCE_SECONDS)
+        daemon = base.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="60000000")
         heard: list[str] = []
         while "WATCHDOG=1" not in heard or "READY=1" not in heard:
             heard.append(listener.recv(1000).decode())

@@ -100,7 +100,7 @@ def test_a_run_that_gets_short_of_room_saves_waits_and_goes_on_from_its_step(
     what: str, tmp_path: Path
 ) -> None:
     with base_on(tmp_path / "disk", "size=50m,nr_inodes=1000") as base:
-        base.drop(steps=60, step_seconds=0.02)
+        base.drop(steps=60, hold_at=(20,))
         daemon = base.start(NO_BASE, f"disk.min_free_bytes={10 * MIB}")
         wait_until(lambda: base.is_at_step(5))
         if what == "bytes":
@@ -114,6 +114,7 @@ def test_a_run_that_gets_short_of_room_saves_waits_and_goes_on_from_its_step(
         assert base.workers() == []
         assert base.job().attempts == 0
         base.disk.clear()
+        base.let_go(20)
         wait_until(lambda: base.files("done") == {"a.jsonl"})
         assert base.steps(base.job()) == list(range(1, 61))
         assert (base.job().outcome, base.job().attempts) == ("completed", 1)

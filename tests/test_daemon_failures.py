@@ -39,7 +39,7 @@ def test_every_death_has_its_kind_is_tried_again_and_put_away_and_the_next_file_
         for kind, script in scripts.items():
             base.drop(f"{kind}.jsonl", **script)
         base.drop("sound.jsonl")
-        base.run("worker.max_restarts=1", "worker.hang_seconds=6", seconds=600.0)
+        base.run("worker.max_restarts=1", "worker.hang_seconds=20", seconds=600.0)
     jobs = {job.name.removesuffix(".jsonl"): job for job in base.jobs()}
     # The stub hangs the first time only: it is the one that a second attempt helps.
     assert jobs.pop("hang").outcome == "completed"

@@ -116,7 +116,10 @@ def test_a_tiny_model_of_the_architecture_learns_under_a_preset(
     preset: Path, tiny_qwen3: Path, workshop: Any, make_chats: Callable[..., list[dict[str, Any]]]
 ) -> None:
     # Random weights of this size need larger steps; 4 bits need a GPU.
-    overrides = ("model.load_in_4bit=false", "train.learning_rate=1e-2", "train.num_train_epochs=4")
+    overrides = (
+        *("model.load_in_4bit=false", "train.learning_rate=1e-2", "train.num_train_epochs=4"),
+        "data.held_out_fraction=0.1",
+    )
     outcome, events = carry_out(workshop, make_chats(80), preset, tiny_qwen3, *overrides)
     assert outcome.outcome == "completed", outcome
     losses = [event["loss"] for event in events if event["event"] == "step"]

@@ -95,6 +95,7 @@ class Examination:
             models,
             self._template,
             self._config.evaluation,
+            self._config.data,
             settings,
             parent=parent,
             on_batch=self._link.check,

@@ -13,7 +13,7 @@ import durable
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
 from evaluation.graders import GraderSpec, choose, grade, spec_of
-from evaluation.items import Item
+from evaluation.items import Examined, Item, Passage
 from intake.formats import Record
 
 if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
@@ -140,22 +140,15 @@ class HeldOutExamples:
         )
 
 
-def held_out_items(records: Path) -> list[Item]:
-    """Return what a model can be asked: the held-out conversations that end with an answer in words.
+def held_out_items(records: Path) -> list[Examined]:
+    """Return all that a file held out: what a model can be asked, and else passages.
 
-    Each is judged by the grader that its record names, the others by `chosen_grader`.
+    It can be asked conversations that end with an answer in words. Each is judged by the grader that its
+    record names, the others by `chosen_grader`.
     """
-    found = _answered(records)
-    chosen, _ = _choose(found)
-    return [
-        Item(
-            item_id=record.key().hex(),
-            messages=record.messages[:-1],
-            expected=_golden(record),
-            grader=_grader_of(record, chosen),
-        )
-        for record in found
-    ]
+    found = _read(records)
+    chosen, _ = _choose([record for record in found if record.answer is not None])
+    return [_passage(record) if record.answer is None else _item(record, chosen) for record in found]
 
 
 def chosen_grader(records: Path) -> tuple[GraderSpec, str]:
@@ -166,6 +159,26 @@ def chosen_grader(records: Path) -> tuple[GraderSpec, str]:
 def answered_conversations(records: Path) -> list[list[Message]]:
     """Return the conversations that end with an answer in words, without tools."""
     return [list(record.messages) for record in _answered(records)]
+
+
+def _item(record: Record, chosen: GraderSpec) -> Item:
+    return Item(
+        item_id=record.key().hex(),
+        messages=record.messages[:-1],
+        expected=_golden(record),
+        grader=_grader_of(record, chosen),
+    )
+
+
+def _passage(record: Record) -> Passage:
+    item_id = record.key().hex()
+    match record.kind:
+        case "text":
+            return Passage(item_id, text=record.text)
+        case "preference":
+            return Passage(item_id, given=record.prompt, turns=record.chosen, rejected=record.rejected)
+        case "chat":
+            return Passage(item_id, turns=record.messages, tools=record.tools)
 
 
 def _grader_of(record: Record, chosen: GraderSpec) -> GraderSpec:

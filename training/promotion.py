@@ -22,6 +22,7 @@ _MEASURE_WORDS: dict[Measure, str] = {
     "loss": "loss",
     "verbatim": "expected answers said word for word",
     "answers": "right answers",
+    "preference": "chosen answers preferred",
 }
 
 
@@ -93,7 +94,8 @@ def compare_results(
     seed: int,
     with_losses: bool = True,
 ) -> list[SliceTest]:
-    """Test all that two models have in common on held-out records: losses, words said, answers given."""
+    """Test all that two models have in common on held-out records: losses, words said, answers given or
+    preferred."""
     pairs = _pairs(before, after)
     tests = []
     if with_losses:
@@ -103,7 +105,13 @@ def compare_results(
         )
     said = [(one.says_expected, two.says_expected) for one, two in pairs]
     graded = [(one.correct, two.correct) for one, two in pairs]
-    return [*tests, *_compare_right(facts, "verbatim", said), *_compare_right(facts, "answers", graded)]
+    preferred = [(one.prefers_expected, two.prefers_expected) for one, two in pairs]
+    return [
+        *tests,
+        *_compare_right(facts, "verbatim", said),
+        *_compare_right(facts, "answers", graded),
+        *_compare_right(facts, "preference", preferred),
+    ]
 
 
 def compare_suites(
@@ -238,9 +246,15 @@ def decide(
 
 
 def _judged(tests: Sequence[SliceTest], confidence: float) -> tuple[SliceTest, ...]:
-    """Return the tests with their p-values corrected for all of them, and what they say."""
-    worse, better = holm([test.p_worse for test in tests]), holm([test.p_better for test in tests])
+    """Return the tests with their p-values corrected for all of them, and what they say.
+
+    A test that could not come out as "worse", however bad the candidate, is none: the others need not be
+    corrected for it. Which ones these are hangs on the model before alone, so that no error is hidden.
+    """
     alpha = 1 - confidence
+    telling = iter(holm([test.p_worse for test in tests if _could_be_worse(test, alpha)]))
+    worse = [next(telling) if _could_be_worse(test, alpha) else 1.0 for test in tests]
+    better = holm([test.p_better for test in tests])
     judged = []
     for test, p_worse, p_better in zip(tests, worse, better, strict=True):
         outcome: Literal["worse", "better", "no difference"] = (
@@ -249,6 +263,14 @@ def _judged(tests: Sequence[SliceTest], confidence: float) -> tuple[SliceTest, .
         fields = {"adjusted_p_worse": p_worse, "adjusted_p_better": p_better, "outcome": outcome}
         judged.append(test.model_copy(update=fields))
     return tuple(judged)
+
+
+def _could_be_worse(test: SliceTest, alpha: float) -> bool:
+    """Tell whether losing every right answer would be significant: where few are right, few can be lost."""
+    if test.measure == "loss":
+        return True
+    right = round(test.before * test.records)
+    return bool(0.5**right < alpha)
 
 
 def _pairs(before: Sequence[ItemResult], after: Sequence[ItemResult]) -> list[tuple[ItemResult, ItemResult]]:

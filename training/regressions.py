@@ -79,7 +79,9 @@ def _by_suite(files: Iterable[Path]) -> Mapping[str, SuiteRecords]:
 
 def _loss(now: SuiteRecords, then: SuiteRecords, significant: float) -> str | None:
     """Say what was lost between two runs of one suite, by an exact one-sided test on the items of both."""
-    shared = [item for item in now.results if item in then.results]
+    shared = [
+        item for item, result in now.results.items() if result.grader is not None and item in then.results
+    ]
     lost = sum(_is_right(then.results[item]) and not _is_right(now.results[item]) for item in shared)
     gained = sum(_is_right(now.results[item]) and not _is_right(then.results[item]) for item in shared)
     differing = lost + gained

@@ -196,6 +196,8 @@ class Runner:
         self._standby: Worker | None = None
         self._wanted_at = clock()
         self._is_standby_broken = False
+        self.worker_pid: int | None = None
+        """The process that carries a job out now."""
 
     def keep_ready(self, is_wanted: bool) -> None:
         """Hold one worker ready while a job is to be expected, and let it go when none came for a while."""
@@ -227,6 +229,7 @@ class Runner:
         wanted of the worker now.
         """
         worker = self._take()
+        self.worker_pid = worker.pid
         logger.info("Started job %s in process %d", job_id, worker.pid)
         worker.assign(job_id, self._paths.run_logs / f"{job_id}.log")
         grace_seconds = 0.0
@@ -236,6 +239,7 @@ class Runner:
             return outcome
         finally:
             worker.end(grace_seconds)
+            self.worker_pid = None
 
     def _take(self) -> Worker:
         standby, self._standby = self._standby, None

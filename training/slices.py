@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from config import EvaluationConfig, Paths
 from errors import ConfigError, UsageError
-from evaluation.items import Item
+from evaluation.items import Examined, Item, Passage
 from evaluation.suites import Suite, load_suite, suite_names
 from training.held_out import held_out_items
 from training.version_report import SliceFacts, SliceKind, read_report
@@ -27,7 +27,17 @@ class Slice:
     slice_id: str
     kind: SliceKind
     name: str
-    items: tuple[Item, ...]
+    items: tuple[Examined, ...]
+
+    @property
+    def asked(self) -> tuple[Item, ...]:
+        """Return the items that a model can be asked; of the others there are losses alone."""
+        return tuple(item for item in self.items if isinstance(item, Item))
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        """Return the others."""
+        return tuple(item for item in self.items if isinstance(item, Passage))
 
     def facts(self, records: int) -> SliceFacts:
         """Describe the slice with as many records as were tested."""
@@ -35,7 +45,7 @@ class Slice:
 
 
 def held_out_slice(paths: Paths, job_id: str, name: str) -> Slice:
-    """Return what was held out of the file of a job; without items when it holds no answers in words."""
+    """Return what was held out of the file of a job; without items when nothing was."""
     return _slice(job_id, "held_out", name, held_out_items(paths.held_out / f"{job_id}.jsonl"))
 
 
@@ -81,7 +91,7 @@ def suites_of(paths: Paths, config: EvaluationConfig) -> list[Suite]:
         raise ConfigError(f"evaluation.suites: {error}") from error
 
 
-def _slice(slice_id: str, kind: SliceKind, name: str, items: Sequence[Item]) -> Slice:
+def _slice(slice_id: str, kind: SliceKind, name: str, items: Sequence[Examined]) -> Slice:
     ordered = sorted(items, key=lambda item: hashlib.sha256(item.item_id.encode()).digest())
     return Slice(slice_id, kind, name, tuple(ordered))
 

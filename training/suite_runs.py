@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths
-from evaluation.items import Item, ItemResult
+from evaluation.items import Examined, Item, ItemResult, Passage
 from evaluation.lm_eval_tasks import TaskScore, run_lm_eval
 from evaluation.suites import Suite
 from evaluation.suites.scores import Score, scores
@@ -62,7 +62,7 @@ class Contestant:
         from evaluation.examination import Examiner
 
         evaluation = self._config.evaluation.model_copy(update={"max_new_tokens": max_new_tokens})
-        return Examiner(self.model, self.template, evaluation)
+        return Examiner(self.model, self.template, evaluation, self._config.data)
 
     def header(self, suite: Suite) -> SuiteHeader:
         """Return all that its answers to a suite depend on."""
@@ -91,7 +91,7 @@ class SuiteRun:
     suite: Suite
     model: str
     results: tuple[ItemResult, ...]
-    """In the order of the suite."""
+    """In the order of the suite; then those of passages."""
     file: Path
     answered: int
     """How many of them were answered now; the others had been before."""
@@ -110,31 +110,38 @@ def run_suite(
     suite: Suite,
     *,
     limit: int | None = None,
+    passages: Sequence[Passage] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SuiteRun:
     """Let a model answer a suite, or `limit` items spread over it, and return all results.
 
     What was answered before, by the same model and with the same settings, is not asked again. Each batch is
     written when it is answered, then ``on_progress(done, total)`` is called; what that raises ends the run,
-    which may be taken up again. Raises UsageError when there is no such model.
+    which may be taken up again. `passages` are measured beside the suite, whose hash must tell of them.
+    Raises UsageError when there is no such model.
     """
     contestant = Contestant(paths, config, model) if isinstance(model, str) else model
     items = spread(suite.items, limit)
     keeper = RecordKeeper(paths.evaluations, contestant.header(suite))
     missing = [item for item in items if item.item_id not in keeper.results]
+    unread = [passage for passage in passages if passage.item_id not in keeper.results]
     began_at = time.monotonic()
-    done = len(items) - len(missing)
-    on_progress(done, len(items))
-    for max_new_tokens, batch in _batches(contestant.template, missing, config):
+    total = len(items) + len(passages)
+    done = total - len(missing) - len(unread)
+    on_progress(done, total)
+    for max_new_tokens, batch in _batches(contestant.template, missing, unread, config):
         keeper.add(contestant.examiner(max_new_tokens).examine(batch))
         done += len(batch)
-        on_progress(done, len(items))
+        on_progress(done, total)
     return SuiteRun(
         suite=suite,
         model=contestant.name,
-        results=tuple(keeper.results[item.item_id] for item in items),
+        results=tuple(
+            keeper.results[item_id]
+            for item_id in [item.item_id for item in items] + [passage.item_id for passage in passages]
+        ),
         file=keeper.file,
-        answered=len(missing),
+        answered=len(missing) + len(unread),
         seconds=time.monotonic() - began_at,
     )
 
@@ -173,9 +180,9 @@ def answer_limit(expected_tokens: int, most: int) -> int:
 
 
 def _batches(
-    template: ChatTemplate, items: Sequence[Item], config: Config
-) -> Iterator[tuple[int, list[Item]]]:
-    """Yield the items in batches with the same limit of tokens, short answers first."""
+    template: ChatTemplate, items: Sequence[Item], passages: Sequence[Passage], config: Config
+) -> Iterator[tuple[int, Sequence[Examined]]]:
+    """Yield the items in batches with the same limit of tokens, short answers first; then the passages."""
     by_limit: dict[int, list[Item]] = {}
     for item in items:
         tokens = len(template.tokenizer.encode(item.expected, add_special_tokens=False).ids)
@@ -184,3 +191,4 @@ def _batches(
     size = config.evaluation.per_device_eval_batch_size
     for limit, alike in sorted(by_limit.items()):
         yield from ((limit, alike[at : at + size]) for at in range(0, len(alike), size))
+    yield from ((0, passages[at : at + size]) for at in range(0, len(passages), size))

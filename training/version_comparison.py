@@ -16,7 +16,8 @@ class Pair(Document):
     """What both models made of one item."""
 
     item_id: str
-    expected: str
+    expected: str | None
+    """None of a passage, which nobody is asked for."""
     a: ItemResult
     b: ItemResult
 
@@ -100,9 +101,9 @@ def _compare_part(name: str, pairs: Sequence[Pair], confidence: float, seed: int
     )
     fields: dict[str, object] = {}
     graded = [
-        (pair.a.correct, pair.b.correct)
+        (pair.a.is_right, pair.b.is_right)
         for pair in pairs
-        if pair.a.correct is not None and pair.b.correct is not None
+        if pair.a.is_right is not None and pair.b.is_right is not None
     ]
     if graded:
         found = mcnemar_exact([one for one, _ in graded], [other for _, other in graded])

@@ -153,7 +153,8 @@ def _tested(facts: VersionFacts, report: VersionReport) -> str:
 ## Tested
 
 Base, what the version continues, and the version itself, asked the same records. Words: share of the
-expected answers that are said word for word. Answers: share graded right, where there was time for answers.
+expected answers that are said word for word. Answers: share graded right, where there was time for answers;
+of preference pairs, share whose chosen answer is likelier than the rejected one. Texts have a loss alone.
 
 | Slice | Records | Loss | Words | Answers |
 |---|---|---|---|---|

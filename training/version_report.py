@@ -28,8 +28,9 @@ RESULTS = "evaluation"
 
 ModelRole = Literal["candidate", "current", "base"]
 SliceKind = Literal["held_out", "suite"]
-Measure = Literal["loss", "verbatim", "answers"]
-"""Nats per token; whether the expected answer is said word for word; whether the answer was graded right."""
+Measure = Literal["loss", "verbatim", "answers", "preference"]
+"""Nats per token; whether the expected answer is said word for word; whether the answer was graded right;
+whether the chosen answer of a pair is likelier than the rejected one."""
 
 
 class Document(BaseModel):
@@ -53,11 +54,12 @@ class SliceScore(Document):
 
     records: int
     loss: float | None = None
-    """Mean over the records of nats per token of the expected answer."""
+    """Mean over the records of nats per token of the expected answer, of the chosen one, or of the text."""
     verbatim: float | None = None
     """Share of the records whose expected answer the model says word for word."""
     accuracy: float | None = None
-    """Share of the answered records that were graded right."""
+    """Share of the answered records that were graded right; of pairs, share whose chosen answer is likelier
+    than the rejected one; null for texts."""
     f1: float | None = None
     answered: int = 0
     interval: tuple[float, float] | None = None
@@ -132,13 +134,16 @@ class Settings(Document):
     precision: str
     max_new_tokens: int
     chat_template_kwargs: dict[str, Any] = {}
+    max_length: int | None = None
+    """Where passages were cut, and how; null where there were none."""
+    excess_length: str | None = None
 
 
 def score(results: Sequence[ItemResult], confidence: float) -> SliceScore:
     """Sum the results of one model on one slice up."""
     losses = [result.loss for result in results if result.loss is not None]
     said = [result.says_expected for result in results if result.says_expected is not None]
-    graded = [result.correct for result in results if result.correct is not None]
+    graded = [result.is_right for result in results if result.is_right is not None]
     f1 = [result.f1 for result in results if result.f1 is not None]
     right = graded or said
     return SliceScore(
@@ -147,7 +152,7 @@ def score(results: Sequence[ItemResult], confidence: float) -> SliceScore:
         verbatim=_mean([float(value) for value in said]),
         accuracy=_mean([float(value) for value in graded]),
         f1=_mean(f1),
-        answered=len(graded),
+        answered=sum(result.correct is not None for result in results),
         interval=wilson(sum(right), len(right), confidence),
         tokens_per_second=_speed(results),
     )

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import durable
 from chat_template import ChatTemplate
-from config import EvaluationConfig
+from config import DataConfig, EvaluationConfig
 from evaluation.examination import Examiner
-from evaluation.items import Item, ItemResult
+from evaluation.items import Examined, Item, ItemResult
 from training.adapter import load_adapter, set_adapter_weights
 from training.slices import Slice
 from training.version_report import (
@@ -39,13 +40,17 @@ from training.versions import Version
 
 logger = logging.getLogger(__name__)
 
-FEWEST_LOSSES, MOST_LOSSES = 24, 64
-"""Records of each slice whose losses are measured, however short the training was, and at most."""
+AnyItem = TypeVar("AnyItem", bound=Examined)
+
+FEWEST_LOSSES, MOST_LOSSES = 32, 64
+"""Records of each slice whose losses are measured: of the file's own at least, and of any at most."""
+FEWEST_EARLIER_LOSSES, FEWEST_SUITE_LOSSES = 96, 32
+"""What all earlier files share, and all suites, however short the training was: more of them cost no more."""
 MOST_ANSWERS = 32
 """Records of each slice that are answered, if there is time."""
 PILOT_RECORDS, PILOT_TOKENS = 8, 4
 """What is timed, on the candidate, to know how much there is time for."""
-FEWEST_PAIRS = 16
+FEWEST_PAIRS = 8
 """With fewer different answers there is no telling whether they fit their questions."""
 
 
@@ -53,7 +58,11 @@ class Amounts(Document):
     """How much is asked of each model; decided once for a run."""
 
     losses: int
-    """Records of each slice whose losses are measured."""
+    """Records of the file's own slice whose losses are measured."""
+    earlier_losses: int
+    """The same, of the slice of each earlier file."""
+    suite_losses: int
+    """The same, of each suite."""
     answers: int
     """Records of each slice that are answered, among those."""
     training_seconds: float | None
@@ -112,13 +121,15 @@ class VersionTest:
         models: Models,
         template: ChatTemplate,
         config: EvaluationConfig,
+        data: DataConfig,
         settings: Settings,
         *,
         parent: Version | None,
         on_batch: Callable[[], None],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """`settings` are those of all results, but for the length of answers, which a slice decides.
+        """`settings` are those of all results, but for what a slice decides: the length of answers, and
+        whether it matters where `data` cuts passages.
 
         `on_batch` is called after each batch; what it raises ends the test, which can go on later.
         `on_progress` gets the finished parts and how many there are.
@@ -127,6 +138,7 @@ class VersionTest:
         self._models = models
         self._template = template
         self._config = config
+        self._data = data
         self._settings = settings
         self._parent = parent
         self._on_batch = on_batch
@@ -138,21 +150,24 @@ class VersionTest:
         slices = tuple(part for part in (own, *others) if part.items)
         roles = self._roles()
         with self._models.as_candidate():
-            amounts = self._amounts(slices, training_seconds)
+            amounts = self._amounts(own, slices, training_seconds)
             matched, mismatched = self._fit(own)
         results: dict[ModelRole, dict[str, list[ItemResult]]] = {}
         for number, (role, as_role) in enumerate(roles.items()):
             with as_role():
                 results[role] = {}
                 for at, part in enumerate(slices):
-                    results[role][part.slice_id] = self._measure(role, part, amounts)
+                    losses = _losses_of(part, own, amounts)
+                    results[role][part.slice_id] = self._measure(role, part, losses, amounts.answers)
                     self._on_progress(number * len(slices) + at + 1, len(roles) * len(slices))
         if "current" not in results:
             results["current"] = results["base"]
         seconds = time.monotonic() - began_at
         logger.info(
-            "Tested on %d slices, %d losses and up to %d answers each, in %.1f s",
-            *(len(slices), amounts.losses, amounts.answers, seconds),
+            "Tested on %d slices in %.1f s: %d losses of this file, %d of each earlier one, %d of each "
+            "suite, up to %d answers of each",
+            *(len(slices), seconds, amounts.losses, amounts.earlier_losses, amounts.suite_losses),
+            amounts.answers,
         )
         return Measured(slices, results, tuple(matched), tuple(mismatched), amounts, seconds)
 
@@ -167,50 +182,50 @@ class VersionTest:
 
     # --- how much
 
-    def _amounts(self, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
+    def _amounts(self, own: Slice, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
         """Return what this run's test comprises, decided at its first beginning."""
         path = self._folder / "amounts.json"
         if path.is_file():
             return Amounts.model_validate(durable.read_json(path))
-        amounts = self._decide_amounts(slices, training_seconds)
+        amounts = self._decide_amounts(own, slices, training_seconds)
         durable.make_folder(self._folder)
         durable.write_json(path, amounts.model_dump(mode="json"))
         return amounts
 
-    def _decide_amounts(self, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
+    def _decide_amounts(self, own: Slice, slices: Sequence[Slice], training_seconds: float | None) -> Amounts:
         """Share the time out: half of it for losses, what is left of all of it for answers.
 
         What is timed here counts, and so does the question whether the file's answers fit. Even where there
         is no time left, the fewest losses are measured: without them there would be no verdict.
         """
         budget = self._config.max_test_share * (training_seconds or 0.0)
+        amounts = _fewest(own, slices, training_seconds, budget)
+        if not slices:
+            return amounts
         parts = [(role, part) for role in self._roles() for part in slices if not self._known(role, part)]
-        if not parts:
-            return Amounts(
-                losses=MOST_LOSSES, answers=0, training_seconds=training_seconds, budget_seconds=budget
-            )
-        pilot = list(chain.from_iterable(part.items for part in slices))[:PILOT_RECORDS]
+        pilot = _by_turns([part.items for part in slices], PILOT_RECORDS)
         spent = self._timed(lambda: self._examiner(PILOT_TOKENS).losses(pilot))
         loss_seconds = spent / len(pilot)
-        fit_seconds = 2 * min(MOST_LOSSES, len(slices[0].items)) * loss_seconds
+        fit_seconds = 2 * min(MOST_LOSSES, len(own.asked)) * loss_seconds
         left = budget - spent - fit_seconds
-        affordable = int(0.5 * left / loss_seconds / len(parts))
-        losses = max(FEWEST_LOSSES, min(MOST_LOSSES, affordable))
-        left -= loss_seconds * sum(min(losses, len(part.items)) for _, part in parts)
-        answers = 0
-        if left > 0:
-            examiner = self._examiner(PILOT_TOKENS)
-            answering = self._timed(lambda: examiner.examine(pilot, with_losses=False))
-            length = sum(self._answer_tokens(part) for _, part in parts)
-            batch = self._config.per_device_eval_batch_size
-            one_batch_each = answering / PILOT_TOKENS * length * batch / len(pilot)
-            answers = batch * max(0, int((left - answering) / one_batch_each))
-        return Amounts(
-            losses=losses,
-            answers=min(MOST_ANSWERS, answers),
-            training_seconds=training_seconds,
-            budget_seconds=budget,
+        affordable = min(MOST_LOSSES, int(0.5 * left / loss_seconds / len(parts)))
+        amounts = amounts.model_copy(
+            update={
+                name: max(affordable, getattr(amounts, name))
+                for name in ("losses", "earlier_losses", "suite_losses")
+            }
         )
+        left -= loss_seconds * sum(min(_losses_of(part, own, amounts), len(part.items)) for _, part in parts)
+        asked = list(chain.from_iterable(part.asked for part in slices))[:PILOT_RECORDS]
+        if left > 0 and asked:
+            examiner = self._examiner(PILOT_TOKENS)
+            answering = self._timed(lambda: examiner.examine(asked, with_losses=False))
+            length = sum(self._answer_tokens(part) for _, part in parts if part.asked)
+            batch = self._config.per_device_eval_batch_size
+            one_batch_each = answering / PILOT_TOKENS * length * batch / len(asked)
+            answers = batch * max(0, int((left - answering) / one_batch_each))
+            amounts = amounts.model_copy(update={"answers": min(MOST_ANSWERS, answers)})
+        return amounts
 
     def _timed(self, work: Callable[[], Any]) -> float:
         began_at = time.monotonic()
@@ -222,13 +237,14 @@ class VersionTest:
         """Return how long answers to a slice may be: one twice as long as the right one is wrong."""
         tokenizer = self._template.tokenizer
         longest = max(
-            len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.items
+            (len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.asked),
+            default=0,
         )
         return min(self._config.max_new_tokens, 2 * longest + 16)
 
     # --- one model on one slice
 
-    def _measure(self, role: ModelRole, part: Slice, amounts: Amounts) -> list[ItemResult]:
+    def _measure(self, role: ModelRole, part: Slice, losses: int, answers: int) -> list[ItemResult]:
         """Return the results of a model on a slice, measuring what nobody has measured yet."""
         path = results_file(self._folder, role, part.slice_id)
         settings = self._settings_of(part)
@@ -236,7 +252,8 @@ class VersionTest:
             return read_results(path, settings)
         known = {result.item_id: result for result in self._known(role, part)}
         examiner = self._examiner(settings.max_new_tokens)
-        asked, answered = part.items[: amounts.losses], part.items[: amounts.answers]
+        asked = part.items[:losses]
+        answered = [item for item in part.items[: min(losses, answers)] if isinstance(item, Item)]
         for measured in (
             examiner.examine(_without(asked, known, "loss_sum"), with_answers=False, on_batch=self._on_batch),
             examiner.examine(_without(answered, known, "answer"), with_losses=False, on_batch=self._on_batch),
@@ -259,16 +276,18 @@ class VersionTest:
         return [
             result
             for result in read_results(path, self._settings_of(part))
-            if (item := items.get(result.item_id)) is not None
-            and (item.expected, item.grader.name) == (result.expected, result.grader)
+            if (item := items.get(result.item_id)) is not None and _is_of(result, item)
         ]
 
     def _settings_of(self, part: Slice) -> Settings:
-        return self._settings.model_copy(update={"max_new_tokens": self._answer_tokens(part)})
+        changes: dict[str, Any] = {"max_new_tokens": self._answer_tokens(part)}
+        if len(part.asked) < len(part.items):
+            changes |= {"max_length": self._data.max_length, "excess_length": self._data.excess_length}
+        return self._settings.model_copy(update=changes)
 
     def _examiner(self, max_new_tokens: int) -> Examiner:
         config = self._config.model_copy(update={"max_new_tokens": max_new_tokens})
-        return Examiner(self._models.model, self._template, config)
+        return Examiner(self._models.model, self._template, config, self._data)
 
     # --- whether the answers of the file fit their questions
 
@@ -280,7 +299,7 @@ class VersionTest:
         """
         path = self._folder / "fit.json"
         if not path.is_file():
-            pairs = mismatched_items(own.items[:MOST_LOSSES])
+            pairs = mismatched_items(own.asked[:MOST_LOSSES])
             losses = [
                 [
                     total / tokens
@@ -292,6 +311,34 @@ class VersionTest:
             durable.write_json(path, losses or [[], []])
         matched, mismatched = durable.read_json(path)
         return matched, mismatched
+
+
+def _fewest(
+    own: Slice, slices: Sequence[Slice], training_seconds: float | None, budget_seconds: float
+) -> Amounts:
+    """Return what is asked when there is no time."""
+    suites = sum(part.kind == "suite" for part in slices)
+    earlier = sum(part.kind == "held_out" and part.slice_id != own.slice_id for part in slices)
+    return Amounts(
+        losses=FEWEST_LOSSES,
+        earlier_losses=_share(FEWEST_EARLIER_LOSSES, earlier),
+        suite_losses=_share(FEWEST_SUITE_LOSSES, suites),
+        answers=0,
+        training_seconds=training_seconds,
+        budget_seconds=budget_seconds,
+    )
+
+
+def _losses_of(part: Slice, own: Slice, amounts: Amounts) -> int:
+    """Return of how many records of a slice the losses are measured."""
+    if part.slice_id == own.slice_id:
+        return amounts.losses
+    return amounts.suite_losses if part.kind == "suite" else amounts.earlier_losses
+
+
+def _share(records: int, slices: int) -> int:
+    """Return what each slice gives so that together they have so many records, and none of them too many."""
+    return min(FEWEST_LOSSES, math.ceil(records / max(1, slices)))
 
 
 def mismatched_items(items: Sequence[Item]) -> list[tuple[Item, Item]]:
@@ -312,7 +359,19 @@ def mismatched_items(items: Sequence[Item]) -> list[tuple[Item, Item]]:
     return []
 
 
-def _without(items: Sequence[Item], known: Mapping[str, ItemResult], field: str) -> list[Item]:
+def _by_turns(items: Sequence[Sequence[Examined]], most: int) -> list[Examined]:
+    """Return the first ones of each sequence, then the second ones, and so on: long ones and short ones."""
+    turns = chain.from_iterable(zip_longest(*items))
+    return list(islice((item for item in turns if item is not None), most))
+
+
+def _is_of(result: ItemResult, item: Examined) -> bool:
+    """Tell whether what was asked and expected then is what would be now."""
+    asked = (item.expected, item.grader.name) if isinstance(item, Item) else (None, None)
+    return asked == (result.expected, result.grader)
+
+
+def _without(items: Sequence[AnyItem], known: Mapping[str, ItemResult], field: str) -> list[AnyItem]:
     """Return the items of which `field` is not known."""
     return [item for item in items if getattr(known.get(item.item_id), field, None) is None]
 

@@ -49,7 +49,11 @@ class Score:
 
 
 def scores(results: Sequence[ItemResult]) -> list[Score]:
-    """Return the score of each level, in the order they first come in, and that of all items last."""
+    """Return the score of each level, in the order they first come in, and that of all items last.
+
+    Passages, which nobody was asked for, count nowhere.
+    """
+    results = [result for result in results if result.grader is not None]
     if not results:
         return []
     levels = dict.fromkeys(result.level for result in results)
@@ -72,7 +76,7 @@ def _score(results: Sequence[ItemResult], level: str | None, *, is_overall: bool
 
 def _has_form(result: ItemResult) -> bool | None:
     """Tell whether an answer keeps to the form of a puzzle; None for what is no puzzle."""
-    if result.grader != "syllo" or result.answer is None:
+    if result.grader != "syllo" or result.answer is None or result.expected is None:
         return None
     try:
         puzzle = Puzzle.from_answer(result.expected)

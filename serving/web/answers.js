@@ -1,7 +1,7 @@
 // What the model answers: the newest example, one prompt over the steps, the last evaluations, the patterns.
 
-import { byId, el, fill, pill, say, table } from "./dom.js";
-import { empty, full, present, unknown } from "./looks.js";
+import { byId, el, fill, number, pill, say, table } from "./dom.js";
+import { empty, full, known, present, unknown } from "./looks.js";
 import { showsCurrentJob, shownJob, store } from "./store.js";
 import { count, fixed, plural, share } from "./words.js";
 
@@ -18,14 +18,18 @@ export function drawAnswers(onChange) {
   drawPatterns();
 }
 
-const verdict = (matches) => (matches === null || matches === undefined ? pill("not judged") : matches ? pill("match", "good") : pill("differs", "warn"));
+function verdict(matches) {
+  if (matches === null || matches === undefined) return pill("not judged");
+  return matches ? pill("match", "good") : pill("differs", "warn");
+}
 
 function drawExample() {
   const { status } = store;
   const isThere = status?.current_prompt != null;
-  present("example", ["status"], !status ? empty(NO_RUN) : isThere ? full : unknown("No prompt has been answered yet."));
+  present("example", ["status"], known(isThere, "No prompt has been answered yet.", NO_RUN));
   if (!isThere) return;
-  const { current_system_prompt: system, current_prompt: prompt, golden_answer: golden, model_answer: model, answer_matches: matches } = status;
+  const { current_system_prompt: system, current_prompt: prompt, answer_matches: matches } = status;
+  const { golden_answer: golden, model_answer: model } = status;
   const lengths = [status.current_golden_output_length, status.current_model_output_length];
   say("example-lead", lengths.includes(null) ? "" : `${count(lengths[1])} tokens, ${count(lengths[0])} expected`);
   fill("example-body", [system, prompt, golden, model, matches], () =>
@@ -68,7 +72,7 @@ function commonPlaces(one, other) {
     }
   }
   const places = new Set();
-  for (let i = 0, j = 0; i < one.length && j < other.length; ) {
+  for (let i = 0, j = 0; i < one.length && j < other.length;) {
     if (one[i] === other[j]) {
       places.add(i);
       i += 1;
@@ -99,8 +103,9 @@ function drawEvolution(onChange) {
 }
 
 function chooser(examples, ids, onChange) {
+  const short = (prompt) => (prompt.length > 70 ? `${prompt.slice(0, 70)}…` : prompt);
   const options = examples.map(({ example_id, prompt }, place) =>
-    el("option", { value: example_id }, `${place + 1}. ${prompt.length > 70 ? `${prompt.slice(0, 70)}…` : prompt}`),
+    el("option", { value: example_id }, `${place + 1}. ${short(prompt)}`),
   );
   const select = el("select", { id: "evolution-choice", "data-ids": JSON.stringify(ids) }, options);
   select.addEventListener("change", () => {
@@ -118,46 +123,60 @@ function timeline({ prompt, golden, answers }) {
     if (before?.answer === one.answer) before.until = one.step;
     else told.push({ ...one, until: one.step });
   }
-  const items = told.slice(-SHOWN_STEPS).reverse().map((one) =>
-    el(
-      "li",
-      { class: one.matches ? "right" : "" },
-      el("p", { class: "when" }, one.step === one.until ? `Step ${count(one.step)}` : `Steps ${count(one.step)} to ${count(one.until)}`, verdict(one.matches), one.loss === null ? null : el("span", { class: "soft" }, `loss ${fixed(one.loss, 3)}`)),
-      el("p", { class: "text" }, compared(one.answer ?? "—", golden)),
-    ),
-  );
+  const newest = told.slice(-SHOWN_STEPS).reverse();
+  const items = newest.map((one) => toldAnswer(one, golden));
   return [
     el("dl", { class: "exchange" }, turn("prompt", "Prompt", prompt), turn("expected", "Expected", golden)),
     el("ol", { class: "timeline", tabindex: "0", "aria-label": "Answers, newest first" }, items),
   ];
 }
 
+function toldAnswer({ step, until, answer, matches, loss }, golden) {
+  const when = step === until ? `Step ${count(step)}` : `Steps ${count(step)} to ${count(until)}`;
+  const cost = loss === null ? null : el("span", { class: "soft" }, `loss ${fixed(loss, 3)}`);
+  return el(
+    "li",
+    { class: matches ? "right" : "" },
+    el("p", { class: "when" }, when, verdict(matches), cost),
+    el("p", { class: "text" }, compared(answer ?? "—", golden)),
+  );
+}
+
 function drawRecent() {
   const { status } = store;
-  const samples = (status?.eval_samples?.length ? status.eval_samples : (status?.recent_examples ?? [])).slice(-RECENT).reverse();
-  present("recent", ["status"], !status ? empty(NO_RUN) : samples.length ? full : unknown("No answer has been judged yet."));
-  say("recent-lead", samples.length ? `${count(status.total_correct)} of ${count(status.total_evals)} right in all` : "");
-  const columns = [{ name: "step", number: true }, { name: "prompt" }, { name: "expected" }, { name: "answer" }, { name: "verdict" }, { name: "loss", number: true }];
-  fill("recent-body", samples, () =>
-    table("The last evaluated answers, newest first", columns, samples.map((one) => {
-      const [golden, model] = [one.golden_answer ?? one.golden, one.model_answer ?? one.model_output];
-      const text = (words) => el("span", { class: "clamp", title: words }, words);
-      return { cells: [count(one.step), text(one.prompt), text(golden), text(model), verdict(one.answer_matches ?? one.matches), fixed(one.loss, 3)] };
-    })),
+  const judged = status?.eval_samples?.length ? status.eval_samples : (status?.recent_examples ?? []);
+  const samples = judged.slice(-RECENT).reverse();
+  present("recent", ["status"], known(samples.length, "No answer has been judged yet.", NO_RUN));
+  say(
+    "recent-lead",
+    samples.length ? `${count(status.total_correct)} of ${count(status.total_evals)} right in all` : "",
   );
+  const columns = [number("step"), "prompt", "expected", "answer", "verdict", number("loss")];
+  fill("recent-body", samples, () =>
+    table("The last evaluated answers, newest first", columns, samples.map(recentRow)),
+  );
+}
+
+function recentRow(one) {
+  const text = (words) => el("span", { class: "clamp", title: words }, words);
+  const [golden, model] = [one.golden_answer ?? one.golden, one.model_answer ?? one.model_output];
+  const matches = one.answer_matches ?? one.matches;
+  return {
+    cells: [count(one.step), text(one.prompt), text(golden), text(model), verdict(matches), fixed(one.loss, 3)],
+  };
 }
 
 function drawPatterns() {
   const heat = store.status?.pattern_heatmap ?? null;
   const seen = (row) => heat.cols.some((col) => heat.data[row][col].seen);
   const rows = heat?.rows.filter(seen) ?? [];
-  present("patterns", ["status"], !store.status ? empty(NO_RUN) : rows.length ? full : unknown("No answer has been sorted by its pattern yet."));
+  present("patterns", ["status"], known(rows.length, "No answer has been sorted by its pattern yet.", NO_RUN));
   if (!rows.length) return;
   fill("patterns-body", heat, () => {
     const cols = heat.cols.filter((col) => rows.some((row) => heat.data[row][col].seen));
-    const columns = [{ name: "pattern" }, ...cols.map((name) => ({ name, number: true }))];
-    const cells = (row) => [row, ...cols.map((col) => heatCell(heat.data[row][col]))];
-    const made = table("Share of right answers by pattern and by tokens of the expected answer", columns, rows.map((row) => ({ cells: cells(row) })));
+    const columns = ["pattern", ...cols.map(number)];
+    const shown = rows.map((row) => ({ cells: [row, ...cols.map((col) => heatCell(heat.data[row][col]))] }));
+    const made = table("Share of right answers by pattern and by tokens of the expected answer", columns, shown);
     made.classList.add("heat");
     return made;
   });

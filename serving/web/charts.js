@@ -1,7 +1,7 @@
 // Charts, drawn by plotly when they come into view; each says in a sentence and a table what it shows.
 // Only numbers and words of our own go to plotly, since it reads markup in texts.
 
-import { byId, el, say, table } from "./dom.js";
+import { byId, el, number, say, table } from "./dom.js";
 import { count, small } from "./words.js";
 
 const SCRIPT = "/vendor/plotly.min.js";
@@ -79,7 +79,12 @@ export class Chart {
     try {
       const library = await plotly();
       const ink = colours();
-      await library.react(this.#node, series.map((one) => trace(one, ink)), paint(layout, ink, view), OPTIONS);
+      await library.react(
+        this.#node,
+        series.map((one) => trace(one, ink)),
+        paint(layout, ink, view),
+        OPTIONS,
+      );
     } catch (error) {
       say(`${this.#id}-text`, `${error.message}; the numbers are in the table.`);
     } finally {
@@ -105,10 +110,9 @@ function numbers(caption, series) {
   const named = series.filter((one) => one.name);
   const steps = [...new Set(named.flatMap((one) => one.x))].sort((a, b) => b - a).slice(0, TABLE_ROWS);
   const at = named.map((one) => new Map(one.x.map((step, place) => [step, one.y[place]])));
-  const columns = [{ name: "step", number: true }, ...named.map(({ name }) => ({ name, number: true }))];
-  return table(`${caption}, the last ${TABLE_ROWS} steps shown`, columns, steps.map((step) => ({
-    cells: [count(step), ...at.map((values) => small(values.get(step)))],
-  })));
+  const columns = [number("step"), ...named.map(({ name }) => number(name))];
+  const rows = steps.map((step) => ({ cells: [count(step), ...at.map((values) => small(values.get(step)))] }));
+  return table(`${caption}, the last ${TABLE_ROWS} steps shown`, columns, rows);
 }
 
 function colours() {
@@ -130,13 +134,20 @@ function colours() {
 /** Styles: "faint", "strong", "points", "marks", "specks" and "star", each in the colour named. */
 function trace({ name, x, y, style, colour, axis }, ink) {
   const hue = ink[colour ?? "blue"];
+  const mark = (symbol, size, width) => ({
+    mode: "markers",
+    marker: { color: ink.card, size, symbol, line: { color: hue, width } },
+  });
   const shapes = {
     faint: { mode: "lines", line: { color: hue, width: 1 } },
     strong: { mode: "lines", line: { color: hue, width: 2 } },
     points: { mode: "lines+markers", line: { color: hue, width: 1.5 }, marker: { color: hue, size: 6 } },
-    marks: { mode: "markers", marker: { color: ink.card, size: 9, symbol: "diamond", line: { color: hue, width: 1.5 } } },
-    specks: { mode: "markers", marker: { color: ink.card, size: 5, symbol: "diamond", line: { color: hue, width: 1 } } },
-    star: { mode: "markers", marker: { color: hue, size: 15, symbol: "star", line: { color: ink.card, width: 1 } } },
+    marks: mark("diamond", 9, 1.5),
+    specks: mark("diamond", 5, 1),
+    star: {
+      mode: "markers",
+      marker: { color: hue, size: 15, symbol: "star", line: { color: ink.card, width: 1 } },
+    },
   };
   return {
     type: "scatter",
@@ -163,6 +174,7 @@ function paint({ yaxis = {}, yaxis2, ...rest }, ink, view) {
     exponentformat: "power",
     fixedrange: matchMedia("(pointer: coarse)").matches,
   };
+  const right = { overlaying: "y", side: "right", showgrid: false, tickmode: "auto" };
   return {
     uirevision: view,
     height: Math.max(220, byHeight()),
@@ -175,7 +187,7 @@ function paint({ yaxis = {}, yaxis2, ...rest }, ink, view) {
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12, color: ink.soft } },
     xaxis: { ...axis, showgrid: false, tickformat: ",d", rangemode: "tozero" },
     yaxis: { ...axis, ...yaxis },
-    ...(yaxis2 ? { yaxis2: { ...axis, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", ...yaxis2 } } : {}),
+    ...(yaxis2 && { yaxis2: { ...axis, ...right, ...yaxis2 } }),
     ...rest,
   };
 }

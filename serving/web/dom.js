@@ -35,21 +35,29 @@ export function amount(node, percent) {
   return node;
 }
 
-/** A table with a caption for screen readers; `columns` are {name, number?}, `rows` arrays of cells. */
+/** A column of numbers. */
+export const number = (name) => ({ name, isNumber: true });
+
+/** A table with a caption for screen readers; `columns` are names or `number`s, `rows` {cells, marked?}. */
 export function table(caption, columns, rows) {
-  const head = columns.map(({ name, number }) => el("th", { scope: "col", class: number && "number" }, name));
+  const kinds = columns.map((column) => column.isNumber && "number");
+  const head = columns.map((column, place) => el("th", { scope: "col", class: kinds[place] }, column.name ?? column));
   return el(
     "table",
     {},
     el("caption", {}, caption),
     el("thead", {}, el("tr", {}, head)),
-    el("tbody", {}, rows.map((cells) => row(columns, cells))),
+    el(
+      "tbody",
+      {},
+      rows.map((one) => row(kinds, one)),
+    ),
   );
 }
 
-function row(columns, { cells, marked }) {
+function row(kinds, { cells, marked }) {
   const made = cells.map((cell, place) => {
-    const attributes = { class: columns[place].number && "number" };
+    const attributes = { class: kinds[place] };
     if (place === 0) return el("th", { scope: "row", ...attributes }, cell);
     return el("td", attributes, cell);
   });

@@ -1,11 +1,13 @@
 // The way of a file: what waits, how the last files were judged, which jobs there were.
 
-import { byId, el, facts, fill, pill, say, table } from "./dom.js";
-import { empty, full, present } from "./looks.js";
+import { byId, el, facts, fill, number, pill, say, table } from "./dom.js";
+import { empty, full, listed, present } from "./looks.js";
 import { shownJob, store } from "./store.js";
 import { bytes, count, moment, plural } from "./words.js";
 
 const REFUSALS = 3;
+const NOTHING_WAITS = "Nothing waits. Drop .jsonl, .json, .jsonl.gz, .csv or .parquet into inbox/.";
+const NO_REPORTS = "No file has been dealt with yet; each gets a report card.";
 const TONES = { completed: "good", running: "good", refused: "warn", failed: "bad", skipped: "plain", paused: "warn" };
 
 export function drawFiles() {
@@ -24,10 +26,14 @@ export function prepareFiles(onChange) {
 
 function drawChoice() {
   const jobs = store.jobs?.jobs ?? [];
-  fill("run-choice", jobs.map(({ job_id, name }) => [job_id, name]), () => [
-    el("option", { value: "" }, "the one at work"),
-    ...jobs.map(({ job_id, number, name }) => el("option", { value: job_id }, `${number} · ${name}`)),
-  ]);
+  fill(
+    "run-choice",
+    jobs.map(({ job_id, name }) => [job_id, name]),
+    () => [
+      el("option", { value: "" }, "the one at work"),
+      ...jobs.map(({ job_id, number, name }) => el("option", { value: job_id }, `${number} · ${name}`)),
+    ],
+  );
   byId("run-choice").value = store.chosen ?? "";
 }
 
@@ -36,25 +42,36 @@ function drawQueue() {
   const waiting = [...(inbox?.queued ?? []), ...(inbox?.waiting ?? [])];
   const left = Object.entries(status?.queue?.left_in_place ?? {});
   const isThere = waiting.length > 0 || left.length > 0;
-  present("queue", ["inbox"], isThere ? full : empty(inbox ? "Nothing waits. Drop .jsonl, .json, .jsonl.gz, .csv or .parquet into inbox/." : "Reading the inbox."));
+  present("queue", ["inbox"], isThere ? full : empty(inbox ? NOTHING_WAITS : "Reading the inbox."));
   say("queue-lead", isThere ? plural(waiting.length, "file") : "");
   fill("queue-body", [inbox?.queued, inbox?.waiting, left], () => [
-    el("ol", { class: "plainlist queue" }, (inbox?.queued ?? []).map((one) => queued(one, "queued")), (inbox?.waiting ?? []).map((one) => queued(one, "arriving"))),
+    el("ol", { class: "plainlist queue" }, waiting.map(queued)),
     left.length ? el("h4", {}, "Left where they are") : null,
     left.length ? el("dl", { class: "facts" }, facts(left)) : null,
   ]);
 }
 
-function queued({ name, size_bytes, priority, state }, place) {
-  const word = state === "running" ? "at work" : (state ?? place);
-  return el("li", {}, el("span", { class: "name" }, name), priority && priority !== "normal" ? pill(priority) : null, el("span", { class: "soft" }, `${word}${size_bytes == null ? "" : `, ${bytes(size_bytes)}`}`));
+/** A job in the queue, or a file that is none yet: that has no state, but a size. */
+function queued({ name, size_bytes, priority, state = "arriving" }) {
+  const word = state === "running" ? "at work" : state;
+  const size = size_bytes == null ? "" : `, ${bytes(size_bytes)}`;
+  const urgency = priority && priority !== "normal" ? pill(priority) : null;
+  return el("li", {}, el("span", { class: "name" }, name), urgency, el("span", { class: "soft" }, word + size));
 }
 
 function drawReports() {
   const recent = store.inbox?.recent ?? [];
-  present("reports", ["inbox"], recent.length ? full : empty(store.inbox ? "No file has been dealt with yet; each gets a report card." : "Reading the report cards."), true);
+  present("reports", ["inbox"], listed(store.inbox?.recent, NO_REPORTS, "Reading the report cards."), true);
   say("reports-lead", recent.length ? plural(recent.length, "file") : "");
-  const columns = [{ name: "file" }, { name: "went to" }, { name: "records", number: true }, { name: "to train", number: true }, { name: "held out", number: true }, { name: "refused", number: true }, { name: "what to know" }];
+  const columns = [
+    "file",
+    "went to",
+    number("records"),
+    number("to train"),
+    number("held out"),
+    number("refused"),
+    "what to know",
+  ];
   fill("reports-body", recent, () => table("Report cards, newest first", columns, recent.map(reportRow)));
 }
 
@@ -63,28 +80,38 @@ const PLACES = { done: "good", rejected: "warn", failed: "bad", skipped: "plain"
 function reportRow({ name, place, report }) {
   const cells = [el("span", { class: "name" }, name), pill(place, PLACES[place])];
   if (!report) return { cells: [...cells, "—", "—", "—", "—", "No report card."] };
-  return { cells: [...cells, count(report.records_total), count(report.accepted), count(report.held_out), count(report.refused), remarks(report)] };
+  const counts = [report.records_total, report.accepted, report.held_out, report.refused].map(count);
+  return { cells: [...cells, ...counts, remarks(report)] };
 }
 
 function remarks(report) {
   const refusals = (report.refusals ?? []).slice(0, REFUSALS);
   const words = [report.reason, ...(report.notes ?? [])].filter(Boolean);
   if (!words.length && !refusals.length) return report.format_reason ?? "Every record is usable.";
-  return el(
-    "div",
-    {},
-    words.map((word) => el("p", {}, word)),
-    refusals.length
-      ? el("details", {}, el("summary", {}, `${plural(report.refused, "refused record")}`), el("ul", {}, refusals.map((one) => el("li", {}, `${one.line}: ${one.field}: found ${one.found}, expected ${one.expected}; ${one.remedy}`))))
-      : null,
-  );
+  const paragraphs = words.map((word) => el("p", {}, word));
+  if (!refusals.length) return el("div", {}, paragraphs);
+  const summary = el("summary", {}, plural(report.refused, "refused record"));
+  return el("div", {}, paragraphs, el("details", {}, summary, el("ul", {}, refusals.map(refusal))));
 }
+
+const refusal = ({ line, field, found, expected, remedy }) =>
+  el("li", {}, `${line}: ${field}: found ${found}, expected ${expected}; ${remedy}`);
 
 function drawJobs() {
   const jobs = store.jobs?.jobs ?? [];
-  present("jobs", ["jobs"], jobs.length ? full : empty(store.jobs ? "No file has become a job yet." : "Reading the jobs."), true);
+  present("jobs", ["jobs"], listed(store.jobs?.jobs, "No file has become a job yet.", "Reading the jobs."), true);
   say("jobs-lead", jobs.length ? `the last ${count(jobs.length)}` : "");
-  const columns = [{ name: "file" }, { name: "number", number: true }, { name: "state" }, { name: "steps", number: true }, { name: "attempts", number: true }, { name: "version" }, { name: "verdict" }, { name: "taken" }, { name: "said" }];
+  const columns = [
+    "file",
+    number("number"),
+    "state",
+    number("steps"),
+    number("attempts"),
+    "version",
+    "verdict",
+    "taken",
+    "said",
+  ];
   fill("jobs-body", [jobs, shownJob()], () => table("Jobs, newest first", columns, jobs.map(jobRow)));
 }
 

@@ -1,26 +1,40 @@
 // Versions: where each comes from, how it was judged, and how it does on every slice of what was learned.
 
-import { el, fill, pill, say, table } from "./dom.js";
-import { empty, full, present, unknown } from "./looks.js";
+import { el, fill, number, pill, say, table } from "./dom.js";
+import { full, listed, present, unknown } from "./looks.js";
 import { store } from "./store.js";
 import { count, loss, moment, percent, plural, share, signed } from "./words.js";
 
 const NONE = "No version yet: a finished run that is not worse becomes the first.";
+const READING = "Reading the versions.";
+const UNTESTED = unknown("No version has been examined slice by slice yet.");
+const MATRIX = "Accuracy, or loss where answers are not judged, of every version on every slice";
 
 export function drawLineage() {
   drawVersions();
   drawMatrix();
 }
 
-const decisionPill = (decision) => (decision === "promote" ? pill("promoted", "good") : decision === "hold" ? pill("held", "warn") : pill(decision ?? "—"));
+const DECISIONS = { promote: ["promoted", "good"], hold: ["held", "warn"] };
+const decisionPill = (decision) => pill(...(DECISIONS[decision] ?? [decision ?? "—"]));
 
 function drawVersions() {
   const { versions } = store;
   const list = versions?.versions ?? [];
-  present("versions", ["versions"], list.length ? full : empty(versions ? NONE : "Reading the versions."), true);
+  present("versions", ["versions"], listed(versions?.versions, NONE, READING), true);
   say("versions-lead", versions?.current ? `current is ${versions.current}` : "");
   if (!list.length) return;
-  const columns = [{ name: "version" }, { name: "continues" }, { name: "file" }, { name: "steps", number: true }, { name: "training loss", number: true }, { name: "held-out loss" }, { name: "verdict" }, { name: "why" }, { name: "made" }];
+  const columns = [
+    "version",
+    "continues",
+    "file",
+    number("steps"),
+    number("training loss"),
+    "held-out loss",
+    "verdict",
+    "why",
+    "made",
+  ];
   fill("versions-body", versions, () => table("Versions, newest first", columns, newestFirst(list).map(versionRow)));
 }
 
@@ -47,9 +61,13 @@ function heldOut(result) {
   if (!result || result.after_loss === null) return "—";
   const change = result.before_loss === null ? null : result.after_loss - result.before_loss;
   const tone = change === null ? "soft" : change <= 0 ? "gain" : "harm";
+  const [low, high] = result.interval ?? [];
   return el(
     "span",
-    { class: "nowrap", title: result.interval ? `mean change over records between ${signed(result.interval[0])} and ${signed(result.interval[1])}` : null },
+    {
+      class: "nowrap",
+      title: result.interval && `mean change over records between ${signed(low)} and ${signed(high)}`,
+    },
     `${loss(result.before_loss)} → ${loss(result.after_loss)} `,
     change === null ? null : el("span", { class: tone }, signed(change, 3)),
   );
@@ -58,30 +76,31 @@ function heldOut(result) {
 function drawMatrix() {
   const matrix = store.versions?.matrix ?? null;
   const isKnown = Boolean(matrix?.slices.length && matrix.rows.length);
-  const none = store.versions?.versions.length ? unknown("No version has been examined slice by slice yet.") : empty(store.versions ? NONE : "Reading the versions.");
-  present("matrix", ["versions"], isKnown ? full : none, true);
-  say("matrix-lead", isKnown ? `${plural(matrix.rows.length, "version")}, ${plural(matrix.slices.length, "slice")}` : "");
+  const look = listed(store.versions?.versions, NONE, READING);
+  present("matrix", ["versions"], look === full && !isKnown ? UNTESTED : look, true);
+  say("matrix-lead", isKnown ? sizeOf(matrix) : "");
   if (!isKnown) return;
   const columns = [
-    { name: "version" },
-    ...matrix.slices.map(({ name, records }) => ({ name: el("span", {}, name, el("small", {}, plural(records, "record"))), number: true })),
-    { name: "average", number: true },
-    { name: "backward transfer", number: true },
-    { name: "forward transfer", number: true },
+    "version",
+    ...matrix.slices.map((one) => number(el("span", {}, one.name, el("small", {}, plural(one.records, "record"))))),
+    ...["average", "backward transfer", "forward transfer"].map(number),
   ];
   fill("matrix-body", matrix, () => {
-    const made = table("Accuracy, or loss where answers are not judged, of every version on every slice", columns, [...matrix.rows].reverse().map((one) => matrixRow(one, matrix)));
+    const rows = matrix.rows.map((one) => matrixRow(one, matrix)).reverse();
+    const made = table(MATRIX, columns, rows);
     made.classList.add("heat");
     return made;
   });
 }
+
+const sizeOf = ({ rows, slices }) => `${plural(rows.length, "version")}, ${plural(slices.length, "slice")}`;
 
 function matrixRow(one, matrix) {
   return {
     marked: one.version === store.versions.current,
     cells: [
       el("span", { class: "marks" }, one.version, decisionPill(one.decision)),
-      ...one.cells.map((cell, place) => matrixCell(cell, matrix.rows.map(({ cells }) => cells[place]))),
+      ...one.cells.map((cell, place) => matrixCell(cell, matrix.rows, place)),
       share(one.average_accuracy),
       signed(one.backward_transfer, 3),
       signed(one.forward_transfer, 3),
@@ -90,13 +109,14 @@ function matrixRow(one, matrix) {
 }
 
 /** A cell is as green as its accuracy, or as its loss is low among those of its slice. */
-function matrixCell(cell, column) {
+function matrixCell(cell, rows, place) {
   if (!cell) return el("span", { class: "soft" }, "—");
-  const losses = column.filter((one) => one && one.loss !== null).map((one) => one.loss);
+  const losses = rows.map(({ cells }) => cells[place]?.loss ?? null).filter((one) => one !== null);
   const [low, high] = [Math.min(...losses), Math.max(...losses)];
   const hasAccuracy = cell.accuracy !== null && cell.accuracy !== undefined;
   const heat = hasAccuracy ? 100 * cell.accuracy : high > low ? (100 * (high - cell.loss)) / (high - low) : 50;
-  const made = el("span", { class: "cell" }, hasAccuracy ? percent(100 * cell.accuracy, 0) : loss(cell.loss), hasAccuracy && cell.loss !== null ? el("small", {}, `loss ${loss(cell.loss)}`) : null);
+  const beside = hasAccuracy && cell.loss !== null ? el("small", {}, `loss ${loss(cell.loss)}`) : null;
+  const made = el("span", { class: "cell" }, hasAccuracy ? percent(100 * cell.accuracy, 0) : loss(cell.loss), beside);
   made.style.setProperty("--heat", `${heat}%`);
   return made;
 }

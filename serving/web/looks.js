@@ -8,6 +8,18 @@ export const full = { look: "full", sentence: "" };
 export const empty = (sentence) => ({ look: "empty", sentence });
 export const unknown = (sentence) => ({ look: "null", sentence });
 
+/** The look of what comes with the status: empty before the first one, null where it says nothing of this. */
+export function known(isThere, none, nothingYet) {
+  if (!store.status) return empty(nothingYet);
+  return isThere ? full : unknown(none);
+}
+
+/** The look of a list: empty while it is being read, and where nothing is in it. */
+export function listed(list, none, reading) {
+  if (list?.length) return full;
+  return empty(list ? none : reading);
+}
+
 /**
  * Show a panel with what it has to say; trouble comes before age, and age before everything else.
  * `sources` names what it is made of; `lasts` is true for what stays true while the daemon is silent.

@@ -16,7 +16,12 @@ import { store } from "./store.js";
 const LOOK_MS = 250;
 /** Ages are told anew so often, though nothing was heard. */
 const AGE_MS = 1000;
-const LINKS = { connecting: "connecting", live: "live", polling: "polling, the stream is down", lost: "no connection, trying again" };
+const LINKS = {
+  connecting: "connecting",
+  live: "live",
+  polling: "polling, the stream is down",
+  lost: "no connection, trying again",
+};
 const THEMES = ["system", "light", "dark"];
 const THEME_NAMES = { system: "as the system", light: "light", dark: "dark" };
 const THEME_SIGNS = { system: "◐", light: "○", dark: "●" };

@@ -18,6 +18,12 @@ const STATES = {
   stopped: "Stopped",
 };
 const TONES = { critical: "bad", warning: "warn", info: "plain" };
+const FIRST_ANSWER = "Waiting for the first answer of the server.";
+/** Nats per token between held-out and training loss from which the records are learned by heart. */
+const BY_HEART = 0.5;
+/** A loss below this only flickers, as the alerts see it too. */
+const NEAR_ZERO = 0.1;
+const NO_JUDGE = "No daemon has judged a run here yet.";
 const NOTHING = "No daemon has run on this folder yet: start one with “trainbox run”.";
 
 export function drawNow() {
@@ -34,7 +40,7 @@ function tone(status) {
 
 function drawState() {
   const { status } = store;
-  present("now", ["status"], status ? full : empty(store.isUnused ? NOTHING : "Waiting for the first answer of the server."));
+  present("now", ["status"], status ? full : empty(store.isUnused ? NOTHING : FIRST_ANSWER));
   if (!status) {
     say("now-state", store.isUnused ? "Not started" : store.link === "lost" ? "No connection" : "Connecting");
     byId("now").dataset.tone = "plain";
@@ -61,8 +67,8 @@ function stateWords(status) {
 }
 
 function title(status) {
-  const part = progressOf(status);
-  const words = part === null || status.state !== "training" ? STATES[status.state] : `${Math.floor(part)} % ${status.current_file ?? ""}`;
+  const part = status.state === "training" ? progressOf(status) : null;
+  const words = part === null ? STATES[status.state] : `${Math.floor(part)} % ${status.current_file ?? ""}`;
   return `${words} · trainbox`;
 }
 
@@ -82,27 +88,31 @@ function drawProgress(status) {
   bar.setAttribute("aria-valuetext", percent(part));
 }
 
-const factsKey = (status) => [
-  ...["state", "batch_step", "batch_total_steps", "current_step", "total_steps", "epoch", "eta_seconds", "eta_confidence"],
-  ...["queue", "version", "batch_number", "batch_queue_size", "phase_done", "phase_total", "phase_unit", "control", "job_id"],
-].map((field) => status[field] ?? null);
+const FACT_FIELDS = [
+  "state job_id version control queue batch_number batch_queue_size batch_step batch_total_steps",
+  "current_step total_steps epoch eta_seconds eta_confidence phase_done phase_total phase_unit",
+].flatMap((fields) => fields.split(" "));
+const factsKey = (status) => FACT_FIELDS.map((field) => status[field] ?? null);
 
 function factsOf(status) {
   const { queue, control } = status;
-  const waiting = queue ? queue.high + queue.normal + queue.low : null;
+  const waiting = queue ? plural(queue.high + queue.normal + queue.low, "file") : UNKNOWN;
+  const isInPhase = status.phase_total && status.state !== "training";
   const next = queue?.next_files?.length ? `next ${queue.next_files.join(", ")}` : undefined;
   return [
     ["Step of this file", of(status.batch_step, status.batch_total_steps)],
     ["Step in all", of(status.current_step, status.total_steps)],
-    status.phase_total && status.state !== "training" ? [capital(status.phase_unit ?? "done"), of(status.phase_done, status.phase_total)] : null,
+    isInPhase ? [capital(status.phase_unit ?? "done"), of(status.phase_done, status.phase_total)] : null,
     ["Epoch", fixed(status.epoch, 2)],
     ["Time left", timeLeft(status), status.eta_confidence ? `confidence: ${status.eta_confidence}` : undefined],
     ["Heartbeat", el("span", { id: "now-heartbeat" }), moment(status.heartbeat_at)],
-    ["Queue", waiting === null ? UNKNOWN : `${plural(waiting, "file")}${queue.settling ? ", one arriving" : ""}`, next],
+    ["Queue", `${waiting}${queue?.settling ? ", one arriving" : ""}`, next],
     ["Current version", status.version ?? "none yet"],
-    control ? ["Last command", `${control.command}${control.applied_at ? ", done" : ", under way"}`, control.reason ?? undefined] : null,
+    control ? ["Last command", lastCommand(control), control.reason ?? undefined] : null,
   ];
 }
+
+const lastCommand = ({ command, applied_at }) => `${command}, ${applied_at ? "done" : "under way"}`;
 
 function timeLeft({ state, eta_seconds, eta_confidence }) {
   if (eta_seconds === null || state !== "training") return UNKNOWN;
@@ -116,7 +126,12 @@ function drawGlance() {
   fill("glance-list", answers, () => answers.map(answer));
 }
 
-function answer({ question, words, detail, tone: colour = "plain" }) {
+/** Return a function that makes the answer to a question. */
+const asked =
+  (question) =>
+  (words, detail = null, colour = "plain") => ({ question, words, detail, colour });
+
+function answer({ question, words, detail, colour }) {
   return el(
     "div",
     { "data-tone": colour },
@@ -126,87 +141,98 @@ function answer({ question, words, detail, tone: colour = "plain" }) {
 }
 
 function alive() {
-  const question = "Is it alive?";
+  const tell = asked("Is it alive?");
   const { status, link } = store;
-  if (link === "lost") return { question, words: "No connection", detail: "Trying again by itself.", tone: "bad" };
-  if (!status) return { question, words: store.isUnused ? "Not started" : UNKNOWN };
-  if (status.state === "stopped") return { question, words: "Stopped", detail: `At ${moment(status.heartbeat_at)}, on purpose.`, tone: "warn" };
+  if (link === "lost") return tell("No connection", "Trying again by itself.", "bad");
+  if (!status) return tell(store.isUnused ? "Not started" : UNKNOWN);
+  if (status.state === "stopped") return tell("Stopped", `At ${moment(status.heartbeat_at)}, on purpose.`, "warn");
   const ago = duration(heartbeatAge());
-  if (isSilent()) return { question, words: "Silent", detail: `No heartbeat for ${ago}.`, tone: "bad" };
-  return { question, words: "Yes", detail: `Heartbeat ${ago} ago.`, tone: "good" };
+  if (isSilent()) return tell("Silent", `No heartbeat for ${ago}.`, "bad");
+  return tell("Yes", `Heartbeat ${ago} ago.`, "good");
 }
 
 function learning() {
-  const question = "Is it learning?";
+  const tell = asked("Is it learning?");
   const { status } = store;
   const average = status?.streaming_ce ?? null;
-  if (average === null) return { question, words: UNKNOWN, detail: "No run has made a step yet." };
+  if (average === null) return tell(UNKNOWN, "No run has made a step yet.");
+  const gap = status.val_train_gap;
+  if (gap > BY_HEART) return tell("Learning by heart", `Held-out loss is ${signed(gap, 2)} above training.`, "warn");
   const start = status.train_loss_history?.[0]?.[1] ?? null;
   const detail = start === null ? `Loss ${loss(average)}.` : `Loss ${loss(start)} → ${loss(average)}.`;
-  if (status.val_train_gap > 0.5) return { question, words: "Learning by heart", detail: `Held-out loss is ${signed(status.val_train_gap, 2)} above training.`, tone: "warn" };
-  const verdicts = {
-    improving: ["Yes, loss falls", "good"],
-    stable: start !== null && average < start ? ["Yes, levelled off", "good"] : ["Levelled off", "plain"],
-    degrading: ["Loss rises", "warn"],
-    insufficient_data: ["Too early to say", "plain"],
-  };
-  const [words, colour] = verdicts[status.loss_trend] ?? ["Too early to say", "plain"];
-  return { question, words, detail, tone: colour };
+  const course = status.loss_trend ?? "insufficient_data";
+  if (course === "improving") return tell("Yes, loss falls", detail, "good");
+  if (course === "insufficient_data") return tell("Too early to say", detail);
+  if (course === "degrading" && average >= NEAR_ZERO) return tell("Loss rises", detail, "warn");
+  return start !== null && average < start ? tell("Yes, levelled off", detail, "good") : tell("Levelled off", detail);
 }
 
 function advice() {
-  const question = "What should I do?";
+  const tell = asked("What should I do?");
   const { status } = store;
-  if (store.link === "lost") return { question, words: "See whether it runs", detail: "trainbox status", tone: "bad" };
-  if (!status) return { question, words: "Start the daemon", detail: "trainbox run" };
-  if (isSilent()) return { question, words: "Look at its log", detail: "logs/daemon.log; start it again with trainbox run", tone: "bad" };
+  if (store.link === "lost") return tell("See whether it runs", "trainbox status", "bad");
+  if (!status) return tell("Start the daemon", "trainbox run");
+  if (isSilent()) return tell("Look at its log", "logs/daemon.log; start it again with trainbox run", "bad");
   const [alert] = (status.active_alerts ?? []).filter(({ severity }) => severity !== "info");
-  if (alert) return { question, words: firstAdvice(alert), detail: capital(alert.message), tone: TONES[alert.severity] };
-  if (status.status === "crashed") return { question, words: "Read the error", detail: status.error_message ?? "The job's log says what happened.", tone: "bad" };
-  if (status.state === "paused") return { question, words: "Resume when ready", detail: "trainbox resume", tone: "warn" };
-  if (status.state === "stopped") return { question, words: "Start it again", detail: "trainbox run", tone: "warn" };
-  if (status.state === "waiting") return { question, words: "Make room", detail: status.message ?? "The run waits for the machine.", tone: "warn" };
-  if (status.state === "idle") return { question, words: "Drop a file", detail: "Into inbox/: it is trained by itself." };
-  return { question, words: "Nothing", detail: "All is well.", tone: "good" };
+  if (alert) return tell(firstAdvice(alert), capital(alert.message), TONES[alert.severity]);
+  if (status.status === "crashed") {
+    return tell("Read the error", status.error_message ?? "The job's log says what happened.", "bad");
+  }
+  switch (status.state) {
+    case "paused":
+      return tell("Resume when ready", "trainbox resume", "warn");
+    case "stopped":
+      return tell("Start it again", "trainbox run", "warn");
+    case "waiting":
+      return tell("Make room", status.message ?? "The run waits for the machine.", "warn");
+    case "idle":
+      return tell("Drop a file", "Into inbox/: it is trained by itself.");
+    default:
+      return tell("Nothing", "All is well.", "good");
+  }
 }
 
 /** The first of several pieces of advice, without what stands in brackets; all of it is beside the alert. */
 const firstAdvice = ({ recommendation }) => recommendation.replace(/ \([^)]*\)/g, "").split(/[:;,.](?=\s|$)/)[0];
 
 function bestCheckpoint() {
-  const question = "Which checkpoint?";
+  const tell = asked("Which checkpoint?");
   const best = store.status?.best_checkpoint;
-  if (!best) return { question, words: UNKNOWN, detail: "No checkpoint has been scored yet." };
-  return { question, words: `⭐ Step ${count(best.step)}`, detail: `Score ${score(best.score)}, held-out loss ${loss(best.eval_loss)}.`, tone: "good" };
+  if (!best) return tell(UNKNOWN, "No checkpoint has been scored yet.");
+  const detail = `Score ${score(best.score)}, held-out loss ${loss(best.eval_loss)}.`;
+  return tell(`⭐ Step ${count(best.step)}`, detail, "good");
 }
 
 function change() {
-  const question = "What changed in its answers?";
+  const tell = asked("What changed in its answers?");
   const examples = (store.evolution?.examples ?? []).filter(({ answers }) => answers.length > 1);
-  if (!examples.length) return { question, words: UNKNOWN, detail: "No prompt has been answered twice yet." };
+  if (!examples.length) return tell(UNKNOWN, "No prompt has been answered twice yet.");
   const right = (place) => examples.filter(({ answers }) => answers.at(place).matches).length;
   const [before, after] = [right(0), right(-1)];
   const other = examples.filter(({ answers }) => answers.at(0).answer !== answers.at(-1).answer).length;
-  return {
-    question,
-    words: `${before} → ${after} of ${examples.length} right`,
-    detail: `${plural(other, "answer")} differ${other === 1 ? "s" : ""} from the first.`,
-    tone: after > before ? "good" : after < before ? "warn" : "plain",
-  };
+  return tell(
+    `${before} → ${after} of ${examples.length} right`,
+    `${plural(other, "answer")} differ${other === 1 ? "s" : ""} from the first.`,
+    after > before ? "good" : after < before ? "warn" : "plain",
+  );
 }
 
 function drawAlerts() {
   const active = store.status?.active_alerts ?? [];
   const past = (store.alerts?.history ?? []).slice(0, 30);
   const quiet = past.length ? "Nothing is wrong now." : "Nothing is wrong, and nothing has been.";
-  present("alerts", ["status", "alerts"], active.length ? full : empty(store.status ? quiet : "No daemon has judged a run here yet."));
+  present("alerts", ["status", "alerts"], active.length ? full : empty(store.status ? quiet : NO_JUDGE));
   say("alerts-lead", active.length ? plural(active.length, "alert") : "");
   byId("alerts-past").hidden = past.length === 0;
   fill("alerts-active", active, () => active.map(alertItem));
-  fill("alerts-history", past, () => table("Earlier alerts, newest first", [{ name: "when" }, { name: "what" }, { name: "alert" }], past.map((one) => ({
-    cells: [moment(one.at ?? one.timestamp), pill(one.kind ?? one.severity, one.kind === "resolved" ? "good" : "warn"), capital(one.message)],
-  }))));
+  fill("alerts-history", past, () =>
+    table("Earlier alerts, newest first", ["when", "what", "alert"], past.map(pastRow)),
+  );
 }
+
+const pastRow = ({ at, kind, message }) => ({
+  cells: [moment(at), pill(kind, kind === "resolved" ? "good" : "warn"), capital(message)],
+});
 
 function alertItem(alert) {
   return el(

@@ -91,28 +91,46 @@ class Source {
   }
 }
 
+const at = (path) => () => path;
 const ofJob = (path) => () => {
   const job = shownJob();
-  return job === null ? null : path(encodeURIComponent(job));
+  return job === null ? null : `/api/training/${path(encodeURIComponent(job))}`;
 };
-const progress = (...fields) => () => {
-  if (!showsCurrentJob()) return "past";
-  return ["state", "status", ...fields].map((field) => store.status?.[field] ?? null);
-};
-const lastOf = (list) => (list?.length ? list[list.length - 1] : null);
+const progress =
+  (...fields) =>
+  () => {
+    if (!showsCurrentJob()) return "past";
+    return ["state", "status", ...fields].map((field) => store.status?.[field] ?? null);
+  };
+function checkpointsSeen() {
+  const seen = store.metrics?.checkpoints;
+  return [store.status?.best_checkpoint ?? null, seen?.length ?? null, seen?.at(-1) ?? null];
+}
 
 export const SOURCES = [
-  new Source("jobs", () => "/api/training/jobs?limit=20", progress("job_id", "version", "batch_queue_size"), 500, 30_000),
-  new Source("alerts", () => "/api/alerts", () => store.status?.active_alerts ?? null, 500, 60_000),
-  new Source("metrics", ofJob((job) => `/api/training/jobs/${job}/metrics?max_points=600`), progress("batch_step", "total_evals"), 2000, 60_000),
+  new Source("jobs", at("/api/training/jobs?limit=20"), progress("job_id", "version", "batch_queue_size"), 500, 30_000),
+  new Source("alerts", at("/api/alerts"), () => store.status?.active_alerts ?? null, 500, 60_000),
+  new Source(
+    "metrics",
+    ofJob((job) => `jobs/${job}/metrics?max_points=600`),
+    progress("batch_step", "total_evals"),
+    2000,
+    60_000,
+  ),
   new Source(
     "checkpoints",
-    ofJob((job) => `/api/training/checkpoints/${job}`),
-    () => [store.status?.best_checkpoint ?? null, store.metrics?.checkpoints.length ?? null, lastOf(store.metrics?.checkpoints)],
+    ofJob((job) => `checkpoints/${job}`),
+    checkpointsSeen,
     1000,
     60_000,
   ),
-  new Source("evolution", ofJob((job) => `/api/training/jobs/${job}/evolution`), progress("total_evals"), 3000, 120_000),
-  new Source("versions", () => "/api/versions", progress("version", "message"), 1000, 60_000),
-  new Source("inbox", () => "/api/inbox", progress("job_id", "queue"), 1000, 15_000),
+  new Source(
+    "evolution",
+    ofJob((job) => `jobs/${job}/evolution`),
+    progress("total_evals"),
+    3000,
+    120_000,
+  ),
+  new Source("versions", at("/api/versions"), progress("version", "message"), 1000, 60_000),
+  new Source("inbox", at("/api/inbox"), progress("job_id", "queue"), 1000, 15_000),
 ];

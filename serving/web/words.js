@@ -2,7 +2,8 @@
 
 export const UNKNOWN = "—";
 const known = (value) => typeof value === "number" && Number.isFinite(value);
-const digits = (places) => new Intl.NumberFormat("en", { minimumFractionDigits: places, maximumFractionDigits: places });
+const digits = (places) =>
+  new Intl.NumberFormat("en", { minimumFractionDigits: places, maximumFractionDigits: places });
 const FORMATS = [0, 1, 2, 3, 4, 5, 6].map(digits);
 
 export const fixed = (value, places) => (known(value) ? FORMATS[places].format(value) : UNKNOWN);
@@ -64,7 +65,12 @@ export function moment(iso) {
   return `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })}, ${time}`;
 }
 
-const TRENDS = { improving: "improving", stable: "level", degrading: "getting worse", insufficient_data: "too early to say" };
+const TRENDS = {
+  improving: "improving",
+  stable: "level",
+  degrading: "getting worse",
+  insufficient_data: "too early to say",
+};
 export const trend = (word) => TRENDS[word] ?? UNKNOWN;
 
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;

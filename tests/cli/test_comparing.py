@@ -66,3 +66,14 @@ def test_a_model_is_no_better_than_itself(workshop: Workshop) -> None:
     assert (part["loss_difference"], part["gained"], part["lost"]) == (0.0, 0, 0)
     assert found["winner"] == part["winner"] == "no difference"
     assert found["disagreements"] == []
+
+
+def test_held_out_texts_are_compared_by_their_losses_alone(workshop: Workshop) -> None:
+    lines = [json.dumps({"line": n, "text": "the rain " * n}) + "\n" for n in range(1, 7)]
+    (workshop.paths.held_out / "000001-3f9c2a10.jsonl").write_text("".join(lines))
+    (part,) = json.loads(compare(workshop, "base", "base", "--json"))["parts"]
+    assert (part["records"], part["loss_difference"]) == (6, 0.0)
+    assert part["a"]["loss"] > 0
+    assert (part["a"]["accuracy"], part["a"]["f1"], part["a"]["tokens_per_second"]) == (None, None, None)
+    assert (part["accuracy_difference"], part["gained"], part["mcnemar_p"]) == (None, None, None)
+    assert "Both got the same items right." in compare(workshop, "base", "base", "--show")

@@ -53,7 +53,7 @@ OVERRIDES = (
     "inbox.unfinished_line_seconds=0.2",
     "disk.min_free_bytes=0",
     # A worker forked from a process with threads may find a lock held for ever; it is ended and begun again.
-    "worker.hang_seconds=15",
+    "worker.hang_seconds=60",
 )
 PATIENCE_SECONDS = 600.0
 

@@ -48,6 +48,7 @@ def resolved(changes: Iterable[Transition]) -> list[str]:
             {"tokens_per_sec_baseline": 100.0},
         ),
         ("stale_worker", "warning", {"heartbeat_age_seconds": 61.0}, {"heartbeat_age_seconds": 2.0}, {}),
+        ("not_served", "warning", {"monitor_trouble": "port in use"}, {"monitor_trouble": ""}, {}),
         ("low_disk", "warning", {"disk_free_bytes": 9 * GIB}, {"disk_free_bytes": 13 * GIB}, {}),
         ("low_memory", "warning", {"ram_percent": 86.0}, {"ram_percent": 80.0}, {}),
         ("thermal", "warning", {"gpu_temperature": 86.0}, {"gpu_temperature": 80.0}, {}),
@@ -79,7 +80,7 @@ def test_the_modules_in_trouble_are_named() -> None:
 
 def test_every_category_has_one_rule_and_advice() -> None:
     rules = build_rules(Thresholds())
-    assert len({rule.category for rule in rules}) == len(rules) == 22
+    assert len({rule.category for rule in rules}) == len(rules) == 23
     assert all(rule.recommendation for rule in rules)
 
 

@@ -89,7 +89,7 @@ for _ in range(count):
         try:
             with only_daemon(paths):
                 os.write(tell, b"w")
-                time.sleep(60)
+                time.sleep(600)
         except AlreadyRunning as error:
             os.write(tell, b"l")
         os._exit(0)

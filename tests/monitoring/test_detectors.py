@@ -98,3 +98,23 @@ def test_memory_that_stops_growing_resolves_its_alert() -> None:
     sizes = [3 * GIB + min(step, 300) * 2**23 for step in range(500)]
     changes = told(SmartAlerts(), (Observation(worker_rss_bytes=size) for size in sizes))
     assert [change.kind for change in changes] == ["raised", "resolved"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "kinds"),
+    [
+        ((0.14, 0.16), []),  # by less than a fifth
+        ((0.10, 0.149), []),  # small still
+        ((0.10, 0.16), ["raised"]),
+        ((0.20, 0.13, 0.17, 0.17), ["raised"]),  # above the lowest, not above the one before
+        ((0.10, 0.16, 0.12), ["raised", "resolved"]),
+        ((0.10, 0.31, 0.29, 0.12), ["raised", "resolved"]),
+        ((0.28, 0.29), []),
+    ],
+)
+def test_a_calibration_error_that_rises_by_a_fifth_and_is_no_longer_small_is_told_of(
+    errors: tuple[float, ...], kinds: list[str]
+) -> None:
+    changes = told(SmartAlerts(), (Observation(ece=error) for error in errors))
+    assert [change.kind for change in changes] == kinds
+    assert {change.alert.category for change in changes} <= {"poor_calibration"}

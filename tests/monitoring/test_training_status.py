@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -279,8 +280,10 @@ def test_a_reader_never_sees_half_a_document(paths: Paths, writer: StatusWriter)
 
     reader = threading.Thread(target=read)
     reader.start()
-    for number in range(500):
+    for number in itertools.count():
         writer.update(message="x" * (number % 400), state="training" if number % 2 else "evaluating")
+        if not reader.is_alive() or (number >= 500 and len(seen) > 10):
+            break
     finished.set()
     reader.join()
     assert len(seen) > 10

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS
+
 CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE_MS = 60_000
+PATIENCE_MS = 1000 * PATIENCE_SECONDS
 GRAVE = ("serious", "critical")
 
 

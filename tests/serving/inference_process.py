@@ -14,7 +14,7 @@ import openai
 from config import Paths, load_config
 from serving.client import InferenceClient, find_server
 from tests.daemon_base import LONG, Base
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,7 +58,7 @@ class ServerProcess:
     def end(self) -> int:
         """Send SIGTERM and return the exit code."""
         self.process.terminate()
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def kill(self) -> None:
         """End it whatever it does."""

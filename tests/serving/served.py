@@ -16,9 +16,7 @@ import durable
 from config import Config, Paths, load_config
 from serving.access import AccessRules, access_rules
 from serving.monitor_thread import MonitorThread
-from tests.waiting import wait_until
-
-SECONDS = 60
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Client:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """Send a request; ``_`` in the names of headers stands for ``-``."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE_SECONDS)
         try:
             named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
             connection.request(method, path, body, named)
@@ -66,9 +64,9 @@ class Listener:
     """One client of server-sent events."""
 
     def __init__(self, host: str, port: int, path: str, headers: Mapping[str, str]) -> None:
-        self._socket = socket.create_connection((host, port), timeout=SECONDS)
+        self._socket = socket.create_connection((host, port), timeout=PATIENCE_SECONDS)
         lines = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
         self._pending = b""
 

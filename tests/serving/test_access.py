@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from pathlib import Path
 
@@ -148,15 +150,24 @@ def test_a_body_above_the_limit_is_refused(tmp_path: Path) -> None:
         assert "serving.max_body_bytes" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/docs", "/api/versions", "/nothing", "/api/training/jobs/x", "/metrics"])
+@pytest.mark.parametrize("path", ["/", "/api/versions", "/nothing", "/api/training/jobs/x", "/metrics"])
 def test_every_answer_bears_the_security_headers(tmp_path: Path, path: str) -> None:
     with Served(Paths(tmp_path)) as client:
         headers = client.get(path).headers
     assert {name: headers.get(name) for name in SECURITY_HEADERS} == dict(SECURITY_HEADERS)
-    assert (
-        "'unsafe-inline'" not in headers["content-security-policy"].partition("script-src")[2].split(";")[0]
-    )
+    assert "unsafe" not in headers["content-security-policy"]
+    assert "style-src 'self';" in headers["content-security-policy"]
     assert "server" not in headers
+
+
+def test_only_the_api_page_may_bring_a_style_along_and_only_its_own(tmp_path: Path) -> None:
+    with Served(Paths(tmp_path)) as client:
+        answer = client.get("/docs")
+    style = answer.body.partition(b"<style>")[2].partition(b"</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style).digest()).decode()
+    usual = SECURITY_HEADERS["content-security-policy"]
+    expected = usual.replace("style-src 'self'", f"style-src 'sha256-{digest}'")
+    assert answer.headers["content-security-policy"] == expected != usual
 
 
 def test_no_route_changes_anything(tmp_path: Path) -> None:

@@ -25,14 +25,15 @@ from training.model import load_generator
 from training.versions import VersionStore
 
 QUESTION = "what colour is the rain"
+LONGEST = 4000
+"""Tokens of an answer that nobody waits for to its end: the greedy one to the question goes on for ever."""
+LONG_ANSWERS = f"serving.max_output_tokens={LONGEST}"
 CHAT: Any = [{"role": "user", "content": QUESTION}]
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Paths:
-    made = make_base(
-        tmp_path_factory.mktemp("served"), tiny_model, "serving.max_queue=40", "serving.max_output_tokens=400"
-    )
+    made = make_base(tmp_path_factory.mktemp("served"), tiny_model, "serving.max_queue=40", LONG_ANSWERS)
     for seed in range(3):
         publish(made, tiny_model, seed)
     return made
@@ -166,14 +167,18 @@ def test_a_path_that_leads_nowhere_is_refused_in_the_shape_of_openai(
 
 @pytest.mark.config_key("serving.max_output_tokens")
 def test_nobody_gets_more_than_the_longest_answer(server: ServerProcess) -> None:
-    found, answer = post(server, "/generate", json.dumps({"prompt": "red", "max_tokens": 401}).encode())
+    found, answer = post(
+        server, "/generate", json.dumps({"prompt": "red", "max_tokens": LONGEST + 1}).encode()
+    )
     assert found == 400
     assert "serving.max_output_tokens" in answer["error"]["message"]
 
 
 @pytest.mark.config_key("serving.max_prompt_tokens", "serving.max_batch", "serving.inference_port")
 def test_limits_are_those_of_the_configuration(tmp_path: Path, tiny_model: Path) -> None:
-    paths = make_base(tmp_path, tiny_model, "serving.max_prompt_tokens=30", "serving.max_batch=1")
+    paths = make_base(
+        tmp_path, tiny_model, "serving.max_prompt_tokens=30", "serving.max_batch=1", LONG_ANSWERS
+    )
     server = ServerProcess(paths, "serving.max_queue=1")
     port = urlparse(server.url).port
     assert port not in (0, 9000)
@@ -201,7 +206,7 @@ def test_a_client_that_goes_away_frees_its_place(server: ServerProcess) -> None:
     for body in ({"stream": True}, {}):
         address = urlparse(server.url)
         connection = http.client.HTTPConnection(str(address.hostname), address.port)
-        asked = {"messages": CHAT, "max_tokens": 400, "temperature": 2, "seed": 3, **body}
+        asked = {"model": "base", "messages": CHAT, "max_tokens": LONGEST, **body}
         headers = {"content-type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(asked), headers)
         wait_until(lambda: server.ours.get("/health")["running"] == 1)
@@ -332,9 +337,7 @@ class long_streams:
 
     def __init__(self, client: openai.OpenAI, count: int) -> None:
         self._streams = [
-            client.chat.completions.create(
-                model="base", messages=CHAT, max_tokens=400, temperature=2, seed=3, stream=True
-            )
+            client.chat.completions.create(model="base", messages=CHAT, max_tokens=LONGEST, stream=True)
             for _ in range(count)
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,7 @@ import pytest
 
 import durable
 from config import Paths
-from monitoring.training_status import TrainingStatus
+from monitoring.training_status import StatusWriter, TrainingStatus
 from tests.daemon_base import LONG, Base
 from tests.serving.served import Client, Served
 from tests.training.ledger.run_folders import Folder
@@ -27,6 +28,10 @@ def base(tmp_path: Path) -> Iterator[Base]:
     base = Base(tmp_path)
     yield base
     base.close()
+
+
+def categories(base: Base) -> set[str]:
+    return set() if base.status is None else {alert.category for alert in base.status.active_alerts}
 
 
 def monitor_of(base: Base) -> Client:
@@ -92,19 +97,29 @@ def test_a_running_job_is_shown_as_it_goes_and_clients_do_not_stop_it(base: Base
         TrainingStatus.model_validate_json(client.get("/status/training_status.json").body).state
         == "training"
     )
-    assert client.get("/health").json()["status"] == "ok"
+    wait_until(lambda: client.get("/health").json()["status"] == "ok")
+    (worker,) = base.workers()
+    wait_until(lambda: (base.status.memory["training_process"] or {}).get("pid") == worker.pid)
     with closing(client.listen()):  # who still listens does not keep the daemon from ending
         base.end(daemon)
     assert not base.paths.monitor_address.exists()
 
 
-def test_a_port_in_use_is_told_in_the_status_and_training_goes_on(base: Base) -> None:
+def test_a_port_in_use_is_an_alert_until_it_is_free_and_training_goes_on(base: Base) -> None:
     with Served(Paths(base.paths.base.parent / "other")) as other:
         base.drop()
-        log = base.run("serving.monitor=true", f"serving.monitor_port={other.port}")
+        daemon = base.start("serving.monitor=true", f"serving.monitor_port={other.port}")
+        wait_until(lambda: "not_served" in categories(base))
+        wait_until(lambda: base.files("done") == {"a.jsonl"})
+        (alert,) = [one for one in base.status.active_alerts if one.category == "not_served"]
+        assert "Address already in use" in alert.message
+        assert "serving.monitor_port" in alert.recommendation
         assert "Address already in use" in base.status.monitor_trouble
-        assert log.count("Nothing is served, training goes on") == 1
-    assert base.files("done") == {"a.jsonl"}
+    wait_until(lambda: "not_served" not in categories(base))
+    assert base.status.monitor_trouble is None
+    assert Client(durable.read_json(base.paths.monitor_address)["url"]).get("/health").status == 200
+    log = base.end(daemon)
+    assert [log.count(f"Alert not_served {kind}") for kind in ("raised", "resolved")] == [1, 1]
 
 
 def test_without_a_monitor_nothing_is_served(base: Base) -> None:
@@ -114,7 +129,7 @@ def test_without_a_monitor_nothing_is_served(base: Base) -> None:
 
 
 def test_health_says_when_the_daemon_has_died(base: Base) -> None:
-    daemon = base.start()
+    daemon = base.start("monitoring.status_seconds=10")
     wait_until(lambda: base.is_in("idle"))
     with Served(base.paths) as client:
         assert (client.get("/health").status, client.get("/health").json()["status"]) == (200, "ok")
@@ -300,3 +315,30 @@ def test_the_api_page_names_every_route_and_needs_nothing_from_elsewhere(folder:
         assert f"<code>GET {path}</code>" in page
     assert "<script" not in page and "https://" not in page and "http://" not in page
     assert json.loads(json.dumps(document))["info"]["title"] == "trainbox monitor"
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/web/main.js", "/web/style.css", "/docs"])
+def test_long_answers_are_packed_for_those_who_can_unpack_them(tmp_path: Path, path: str) -> None:
+    with Served(Paths(tmp_path)) as client:
+        plain, packed = client.get(path), client.get(path, accept_encoding="gzip, br")
+        assert "content-encoding" not in plain.headers
+        assert packed.headers["content-encoding"] == "gzip"
+        assert "accept-encoding" in packed.headers["vary"].lower()
+        assert len(packed.body) < len(plain.body) / 2
+        assert gzip.decompress(packed.body) == plain.body
+
+
+def test_short_answers_are_not_worth_packing(tmp_path: Path) -> None:
+    with Served(Paths(tmp_path)) as client:
+        assert "content-encoding" not in client.get("/health", accept_encoding="gzip").headers
+
+
+def test_events_are_never_held_back_to_be_packed(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    with Served(paths) as client:
+        writer = StatusWriter(paths.status_file, interval_seconds=2.0)
+        writer.write()
+        with closing(client.listen(accept_encoding="gzip")) as listener:
+            for message in ("first", "second"):
+                writer.update(message=message)
+                wait_until(lambda message=message: listener.next("status")["message"] == message)  # type: ignore[misc]

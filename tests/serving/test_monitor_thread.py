@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,12 @@ from config import Config, Paths
 from errors import ConfigError
 from monitoring.training_status import start_ticks
 from serving.access import AccessRules
-from serving.monitor_thread import MOST_CONNECTIONS, MonitorThread, listen, most_connections
+from serving.monitor_thread import MOST_CONNECTIONS, NICENESS, MonitorThread, listen, most_connections
 from tests.serving.served import Client, Served
 from tests.waiting import wait_until
+
+LOWEST_PRIORITY = 19
+"""The kernel knows none below."""
 
 
 @pytest.fixture
@@ -47,8 +50,7 @@ def test_the_port_is_the_configured_one_and_is_free_again_afterwards(paths: Path
             assert client.get("/health").json()["status"] == "unknown"
 
 
-def test_a_port_in_use_is_told_once_and_tried_again(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_a_port_in_use_is_a_trouble_until_it_is_free(paths: Paths) -> None:
     with listen("127.0.0.1", 0) as other:
         port = other.getsockname()[1]
         served = Served(paths, f"serving.monitor_port={port}")
@@ -59,9 +61,6 @@ def test_a_port_in_use_is_told_once_and_tried_again(paths: Paths, caplog: pytest
     wait_until(lambda: served.thread.trouble is None)
     assert Client(durable.read_json(paths.monitor_address)["url"]).get("/api/versions").status == 200
     served.thread.stop()
-    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1
-    assert "serving.monitor_port" in warnings[0].getMessage()
 
 
 def test_an_address_that_this_machine_does_not_have_is_a_trouble_and_no_crash(paths: Paths) -> None:
@@ -81,6 +80,17 @@ def test_ipv6_is_served_with_brackets_in_the_url(paths: Paths) -> None:
         pytest.skip("this machine has no IPv6")
     with Served(paths, "serving.host=::1"):
         assert durable.read_json(paths.monitor_address)["url"].startswith("http://[::1]:")
+
+
+def test_its_threads_stand_behind_those_of_the_daemon(paths: Paths) -> None:
+    before = set(threading.enumerate())
+    with Served(paths) as client:
+        assert client.get("/health").status == 503
+        threads = set(threading.enumerate()) - before
+        assert len(threads) > 1  # its own, and one at least that reads files
+        theirs = {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads}
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert theirs == {min(ours + NICENESS, LOWEST_PRIORITY)}
 
 
 def test_one_that_was_never_started_can_be_stopped(paths: Paths) -> None:

@@ -15,6 +15,7 @@ import durable
 from monitoring.training_status import TrainingStatus
 from tests.serving.served import Client, Served
 from tests.training.ledger.run_folders import Folder, plan, steps
+from tests.waiting import PATIENCE_SECONDS
 
 EXAMPLES = 8
 """Requests made up for each route, each way of making them up, and each job."""
@@ -72,7 +73,7 @@ def ask(client: Client, cases: SearchStrategy[Any]) -> None:
     @COUNTED
     @given(case=cases)
     def ask_once(case: Any) -> None:
-        response = case.call(base_url=f"http://{client.host}:{client.port}")
+        response = case.call(base_url=f"http://{client.host}:{client.port}", timeout=PATIENCE_SECONDS)
         assert response.status_code < 500, case.as_curl_command()
         case.operation.validate_response(response)
 

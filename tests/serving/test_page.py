@@ -21,7 +21,7 @@ import durable
 from tests.conftest import chats
 from tests.daemon_base import Base
 from tests.serving.browsing import Visit, browser
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 FILE = "<img src=x onerror=window.harmed=1> colours.jsonl"
 HOSTILE = "<script>window.harmed=1</script><img src=x onerror=window.harmed=1> & {{7*7}}"
@@ -30,7 +30,8 @@ SETTINGS = (
     *("train.per_device_train_batch_size=2", "train.num_train_epochs=6", "train.eval_steps=60"),
     *("train.learning_rate=1.2e-2", "train.lr_scheduler_type=linear", "train.min_lr_ratio=0"),
     *("evaluation.max_share=0.5", "evaluation.max_new_tokens=12", "evaluation.sample_prompts=2"),
-    *("monitoring.sample_steps=10", "monitoring.max_overhead=1", "monitoring.status_seconds=0.1"),
+    # A daemon is taken for silent after fifteen times these seconds; a busy machine may stop it for some.
+    *("monitoring.sample_steps=10", "monitoring.max_overhead=1", "monitoring.status_seconds=1"),
     *("serving.monitor=true", "serving.monitor_port=0"),
 )
 RUN_PANELS = ("loss", "rates", "throughput", "fixed", "example", "evolution", "recent", "checkpoints", "lora")
@@ -42,18 +43,23 @@ class Watched:
 
     base: Base
     visit: Visit
-    moments: list[tuple[str, str]]
-    """State and step that the page showed while the daemon trained."""
+    moments: list[int]
+    """Steps that the page showed while the daemon trained."""
     alerted: list[str]
     """What the alert said while it was there."""
 
     def ask(self, path: str) -> Any:
-        with urllib.request.urlopen(self.visit.url + path, timeout=60) as response:
+        with urllib.request.urlopen(self.visit.url + path, timeout=PATIENCE_SECONDS) as response:
             return json.load(response)
 
     @property
     def status(self) -> Any:
         return self.ask("/status/training_status.json")
+
+    @property
+    def step_shown(self) -> int:
+        done = self.visit.fact("Step of this file").partition(" of ")[0].replace(",", "")
+        return int(done) if done.isdigit() else 0
 
     @property
     def job_id(self) -> str:
@@ -68,13 +74,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
         record["messages"][0]["content"] += f" {HOSTILE}"
         record["messages"].insert(0, {"role": "system", "content": "Name the colour."})
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    (base.paths.inbox / FILE).write_text(lines, encoding="utf-8")
     daemon = base.start(*SETTINGS, f"model.base={tiny_model}", OMP_NUM_THREADS="1")
     try:
         wait_until(base.paths.monitor_address.exists)
         url = durable.read_json(base.paths.monitor_address)["url"]
         with browser() as chromium, Visit(chromium, url) as visit:
             watched = Watched(base, visit, [], [])
+            # Only now, so that nothing of the run is over before the page is there.
+            (base.paths.inbox / FILE).write_text(lines, encoding="utf-8")
             _live_through(watched)
             yield watched
         base.end(daemon)
@@ -88,9 +95,11 @@ def _live_through(watched: Watched) -> None:
     alert = visit.page.locator("#alerts-active [data-category=high_learning_rate]")
     alert.wait_for()
     watched.alerted.append(alert.inner_text())
-    for step in (30, 90):
-        wait_until(lambda step=step: base.is_at_step(step))  # type: ignore[misc]
-        watched.moments.append((visit.text("#now-state"), visit.fact("Step of this file")))
+    wait_until(lambda: watched.step_shown >= 30)
+    watched.moments.append(watched.step_shown)
+    visit.page.locator("#now-state:text-is('Training')").wait_for()
+    wait_until(lambda: watched.step_shown > max(90, watched.moments[0]))
+    watched.moments.append(watched.step_shown)
     alert.wait_for(state="detached")
     wait_until(lambda: base.is_at_step(290))
     base.command("pause")
@@ -116,11 +125,10 @@ def _await_newest_numbers(watched: Watched) -> None:
 
 
 def test_page_follows_a_run_as_it_trains(watched: Watched) -> None:
-    states, steps = zip(*watched.moments, strict=True)
-    done = [int(text.split(" of ")[0].replace(",", "")) for text in steps]
-    assert states == ("Training", "Training")
-    assert done == sorted(set(done))
-    assert {text.split(" of ")[1] for text in steps} == {f"{watched.status['batch_total_steps']:,}"}
+    total = watched.status["batch_total_steps"]
+    first, second = watched.moments
+    assert 30 <= first < second <= total
+    assert watched.visit.fact("Step of this file").endswith(f" of {total:,}")
 
 
 def test_alert_comes_with_advice_and_goes_by_itself(watched: Watched) -> None:

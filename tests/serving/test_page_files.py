@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from config import Paths
-from serving.page_files import add_page_files, plotly_file
+from serving.page_files import WEB, add_page_files, plotly_file
 from tests.serving.served import Served
 
 VENDOR = "/vendor/plotly.min.js"
+COLUMNS = 120
 
 
 @pytest.fixture
@@ -70,3 +71,13 @@ def test_the_library_is_the_installed_one_packed_and_cached(tmp_path: Path) -> N
         known = client.get(VENDOR, if_none_match=packed.headers["etag"])
         assert (known.status, known.body) == (304, b"")
         assert client.get(VENDOR).body == plotly_file().read_bytes()
+
+
+def test_no_line_of_the_page_is_wider_than_a_screen() -> None:
+    wide = [
+        f"{path.name}:{number} has {len(line)} columns"
+        for path in sorted(WEB.glob("*.js"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > COLUMNS
+    ]
+    assert wide == []

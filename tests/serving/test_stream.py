@@ -102,7 +102,8 @@ def test_a_thousand_clients_that_come_and_vanish_leave_nothing_behind(paths: Pat
             write(paths, wave, "x" * 20_000)
         wait_until(lambda: streaming.is_forgotten)
         gc.collect()
-        assert (me.num_fds(), me.num_threads()) == before
+        # Of what other tests have left, something may go meanwhile.
+        wait_until(lambda: me.num_fds() <= before[0] and me.num_threads() <= before[1])
         assert me.memory_info().rss - resident < MOST_GROWTH_BYTES
 
 
@@ -151,7 +152,9 @@ def test_nothing_is_watched_while_nobody_listens(paths: Paths) -> None:
     write(paths, 1)
     streaming = Streaming(paths.status_file)
     with streaming as client:
-        client.listen().close()
+        listener = client.listen()
+        listener.next("status")
+        listener.close()
         wait_until(lambda: streaming.is_forgotten)
         assert not streaming.stream.is_watching
 

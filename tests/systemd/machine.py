@@ -15,7 +15,8 @@ from typing import Literal
 
 import durable
 from config import Paths
-from tests.waiting import wait_until
+from tests.stub_worker import let_go_file
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from training.jobs import Job, JobStore
 
 BOOT = Path(__file__).parent / "own_systemd.sh"
@@ -114,7 +115,7 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
         )
         assert not check or finished.returncode == 0, f"{command}: {finished.stdout}{finished.stderr}"
         return finished
@@ -280,6 +281,10 @@ class Unit:
     def job(self) -> Job:
         (job,) = JobStore(self.paths).all()
         return job
+
+    def let_go(self, step: int) -> None:
+        """Let the job go on that its script holds before `step`."""
+        let_go_file(self.paths.run(self.job().job_id), step).touch()
 
     def steps(self) -> list[int]:
         """Return every step that was trained, in order, as the worker told it."""

@@ -33,7 +33,7 @@ def test_start_returns_when_the_daemon_is_ready_and_its_status_is_shown(unit: Un
 
 
 def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(unit: Unit) -> None:
-    unit.drop(steps=60, step_seconds=0.02)
+    unit.drop(steps=60, hold_at=(20,))
     unit.start()
     wait_until(lambda: unit.is_at_step(5))
     unit.stop()
@@ -41,6 +41,7 @@ def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(u
     assert unit.worker() is None
     step = unit.job().step
     assert step is not None and unit.steps() == list(range(1, step + 1))
+    unit.let_go(20)
     unit.systemctl("start", unit.name)
     wait_until(unit.is_done)
     assert unit.steps() == list(range(1, 61))
@@ -48,7 +49,7 @@ def test_stop_in_training_saves_and_the_next_start_goes_on_from_the_exact_step(u
 
 
 def test_a_killed_daemon_takes_its_worker_along_is_restarted_and_goes_on(unit: Unit) -> None:
-    unit.drop(steps=200, step_seconds=0.01, checkpoint_every=10)
+    unit.drop(steps=200, checkpoint_every=10, hold_at=(15,))
     unit.start(QUICKLY)
     wait_until(lambda: unit.is_at_step(12))
     worker = unit.worker()
@@ -56,6 +57,7 @@ def test_a_killed_daemon_takes_its_worker_along_is_restarted_and_goes_on(unit: U
     unit.signal_main("KILL")
     wait_until(lambda: unit.property("NRestarts") == "1")
     assert not unit.has_process(worker)
+    unit.let_go(15)
     wait_until(unit.is_done)
     steps = unit.steps()
     assert (steps[0], steps[-1], steps.count(1)) == (1, 200, 1)
@@ -63,14 +65,15 @@ def test_a_killed_daemon_takes_its_worker_along_is_restarted_and_goes_on(unit: U
 
 
 def test_a_hung_daemon_is_ended_by_the_watchdog_says_where_it_hung_and_is_restarted(unit: Unit) -> None:
-    unit.drop(steps=300, step_seconds=0.01, checkpoint_every=20)
-    unit.start(QUICKLY, "WatchdogSec=1s")
+    unit.drop(steps=300, checkpoint_every=20, hold_at=(30,))
+    unit.start(QUICKLY, "WatchdogSec=10s")
     wait_until(lambda: unit.is_at_step(25))
     unit.signal_main("STOP")
     wait_until(lambda: unit.property("NRestarts") == "1")
     wait_until(lambda: "Fatal Python error: Aborted" in unit.journal())
     journal = unit.journal()
     assert "Watchdog timeout" in journal and "daemon.py" in journal
+    unit.let_go(30)
     wait_until(unit.is_done)
     assert unit.steps().count(1) == 1
     assert unit.property("NRestarts") == "1"
@@ -78,13 +81,13 @@ def test_a_hung_daemon_is_ended_by_the_watchdog_says_where_it_hung_and_is_restar
 
 def test_a_daemon_with_nothing_to_do_keeps_the_watchdog_quiet(unit: Unit) -> None:
     (unit.paths.config_file).write_text("inbox:\n  poll_seconds: 60\n", encoding="utf-8")
-    unit.start("WatchdogSec=500ms", has_stub=False)
+    unit.start("WatchdogSec=8s", has_stub=False)
     pings = "WatchdogTimestampMonotonic"
     seen = [int(unit.property(pings))]
-    while len(seen) < 8:
+    while len(seen) < 5:
         wait_until(lambda: int(unit.property(pings)) > seen[-1])
         seen.append(int(unit.property(pings)))
-    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) < 500_000
+    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) < 8_000_000
     assert (unit.property("ActiveState"), unit.property("NRestarts")) == ("active", "0")
 
 
@@ -114,8 +117,8 @@ def test_a_daemon_that_dies_again_and_again_is_given_up(unit: Unit) -> None:
 
 
 def test_a_stop_waits_for_a_checkpoint_that_takes_longer_than_its_time(unit: Unit) -> None:
-    unit.drop(**LONG, save_seconds=3)
-    unit.start("TimeoutStopSec=1s")
+    unit.drop(**LONG, save_seconds=9)
+    unit.start("TimeoutStopSec=6s")
     wait_until(lambda: unit.is_at_step(3))
     unit.stop()
     assert (unit.property("ActiveState"), unit.property("Result")) == ("inactive", "success")

@@ -7,12 +7,13 @@ from tests.waiting import wait_until
 
 
 def test_a_user_starts_stops_and_goes_on_without_being_root(user_unit: Unit) -> None:
-    user_unit.drop(steps=60, step_seconds=0.02)
+    user_unit.drop(steps=60, hold_at=(20,))
     user_unit.start()
     wait_until(lambda: user_unit.is_at_step(5))
     assert user_unit.property("StatusText") == "training a.jsonl"
     user_unit.stop()
     assert (user_unit.property("ActiveState"), user_unit.property("Result")) == ("inactive", "success")
+    user_unit.let_go(20)
     user_unit.systemctl("start", user_unit.name)
     wait_until(user_unit.is_done)
     assert user_unit.steps() == list(range(1, 61))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from durable import verify_folder
+from tests.conftest import CORPUS
 from training.slices import earlier_slices, every_held_out_slice
 from training.version_matrix import version_matrix
 from training.version_report import VersionReport, read_report
@@ -26,6 +28,12 @@ def suite(workshop: Any) -> Path:
     lines = [{"prompt": f"which {number}", "answer": "red"} for number in range(5)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
+
+
+def texts_of(words: list[str], count: int) -> list[dict[str, Any]]:
+    """Make texts of some words, each different from the others."""
+    draw = random.Random(0)
+    return [{"text": " ".join([*draw.choices(words, k=12), str(number)])} for number in range(count)]
 
 
 def report_of(workshop: Any, name: str) -> VersionReport:
@@ -75,6 +83,59 @@ def test_each_version_is_tested_on_what_was_held_out_so_far_and_on_the_suites(
     assert [part.slice_id for part in earlier_slices(workshop.paths, store.get("v0001"))] == [first]
     assert earlier_slices(workshop.paths, None) == []
     assert [part.slice_id for part in every_held_out_slice(workshop.paths)] == [first, second]
+
+
+def test_a_file_that_ruins_what_a_text_taught_is_held(workshop: Any) -> None:
+    poem, noise = CORPUS[0].split(), CORPUS[4].split()
+    first = workshop.job(texts_of(poem, 60), "train.num_train_epochs=4", "promotion.policy=always")
+    workshop.carry_out(first)
+    VersionStore(workshop.paths).roll_forward()
+    second = workshop.job(
+        texts_of(noise, 60),
+        *("train.num_train_epochs=12", "train.replay_ratio=0", "evaluation.max_test_share=1"),
+    )
+    workshop.carry_out(second)
+
+    facts, two = VersionStore(workshop.paths).get("v0002").facts, report_of(workshop, "v0002")
+    (test,) = [test for test in two.tests if test.slice_id == first]
+    assert (test.measure, test.outcome) == ("loss", "worse")
+    assert test.difference > test.margin
+    assert two.verdict.decision == facts.decision == "hold"
+    assert "significantly worse on colours.jsonl: loss" in facts.decision_reason
+
+    matrix = version_matrix(VersionStore(workshop.paths))
+    (learned,), (forgotten, own) = [[cell for cell in row.cells if cell is not None] for row in matrix.rows]
+    assert learned.loss is not None and forgotten.loss is not None and own.loss is not None
+    assert learned.loss < forgotten.loss
+    assert [cell.accuracy for cell in (learned, forgotten, own)] == [None, None, None]
+    assert matrix.rows[1].backward_transfer is None
+    score = two.scores["candidate"][first]
+    assert (score.verbatim, score.accuracy, score.f1, score.interval, score.answered) == (*[None] * 4, 0)
+    for results in (workshop.paths.versions / "v0002" / "evaluation").rglob("*.jsonl"):
+        assert all("answer" not in json.loads(line) for line in results.read_bytes().splitlines())
+
+
+def test_pairs_are_tested_by_the_loss_of_the_chosen_answer_and_by_which_is_likelier(
+    workshop: Any, make_pairs: Records, make_chats: Records
+) -> None:
+    first = workshop.job(make_pairs(40), *STEPS, "promotion.policy=always")
+    workshop.carry_out(first)
+    VersionStore(workshop.paths).roll_forward()
+    second = workshop.job(make_chats(40, seed=2), *STEPS)
+    workshop.carry_out(second)
+
+    two = report_of(workshop, "v0002")
+    assert {test.measure for test in two.tests if test.slice_id == first} == {"loss", "preference"}
+    score = two.scores["candidate"][first]
+    results = workshop.paths.versions / "v0002" / "evaluation" / "candidate" / f"{first}.jsonl"
+    likelier = [json.loads(line)["prefers_expected"] for line in results.read_bytes().splitlines()[1:]]
+    assert len(likelier) == score.records > 0
+    assert score.accuracy == pytest.approx(sum(likelier) / len(likelier))
+    assert (score.verbatim, score.answered) == (None, 0)
+    # The version before had measured it of itself.
+    assert two.scores["current"][first] == report_of(workshop, "v0001").scores["candidate"][first]
+    (cell, _) = version_matrix(VersionStore(workshop.paths)).rows[1].cells
+    assert cell is not None and cell.accuracy == score.accuracy
 
 
 def test_a_finished_part_of_a_test_is_not_measured_again(workshop: Any, make_chats: Records) -> None:

@@ -12,6 +12,7 @@ import pytest
 import durable
 from config import Paths
 from evaluation.graders import GraderSpec
+from evaluation.items import Item, Passage
 from intake.formats import Record
 from training.held_out import chosen_grader, held_out_items, held_out_keys, keep_held_out
 
@@ -73,24 +74,33 @@ def talk(line: int, answer: str, **fields: Any) -> Record:
     return Record(line, "chat", turns, **fields)
 
 
-def test_what_can_be_asked_are_answers_in_words(tmp_path: Path) -> None:
+def test_what_ends_with_an_answer_in_words_can_be_asked_and_the_rest_is_passages(tmp_path: Path) -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
+    asked = {"role": "user", "content": "which?"}
+    better, worse = ({"role": "assistant", "content": answer} for answer in ("this", "that"))
     records = [
         talk(1, "4"),
         talk(2, "5", tools=[{"name": "add"}]),
         Record(3, "text", text="once"),
         Record(4, "chat", [{"role": "user", "content": "2+2?"}, call]),
         Record(5, "chat", [*talk(5, "6").messages, {"role": "user", "content": "thanks"}]),
+        Record(6, "preference", prompt=[asked], chosen=[better], rejected=[worse]),
     ]
-    (item,) = held_out_items(write(tmp_path / "held_out.jsonl", *records))
+    item, tools, text, calls, thanks, pair = held_out_items(write(tmp_path / "held_out.jsonl", *records))
+    assert isinstance(item, Item)
     assert (item.item_id, item.expected) == (records[0].key().hex(), "4")
     assert item.messages == [{"role": "user", "content": "question 1"}]
+    assert tools == Passage(records[1].key().hex(), turns=records[1].messages, tools=[{"name": "add"}])
+    assert text == Passage(records[2].key().hex(), text="once")
+    assert calls == Passage(records[3].key().hex(), turns=records[3].messages)
+    assert thanks == Passage(records[4].key().hex(), turns=records[4].messages)
+    assert pair == Passage(records[5].key().hex(), given=[asked], turns=[better], rejected=[worse])
     assert held_out_items(tmp_path / "nothing.jsonl") == []
 
 
 def test_records_are_judged_as_they_say_and_the_rest_as_suits_their_answers(tmp_path: Path) -> None:
     own = {"name": "number", "tolerance": 0.5}
     file = write(tmp_path / "held_out.jsonl", talk(1, "refund"), talk(2, "4", grader=own), talk(3, "other"))
-    graders = [item.grader for item in held_out_items(file)]
+    graders = [item.grader for item in held_out_items(file) if isinstance(item, Item)]
     assert graders == [GraderSpec(), GraderSpec(name="number", tolerance=0.5), GraderSpec()]
     assert chosen_grader(file) == (GraderSpec(), "no expected answer is longer than 1 word")

@@ -241,3 +241,38 @@ def test_a_candidate_that_is_nowhere_worse_is_always_promoted(before: list[float
 def test_the_same_losses_and_seed_always_give_the_same_decision(before: list[float], seed: int) -> None:
     after = before[::-1]
     assert verdict(before, after, seed=seed) == verdict(before, after, seed=seed)
+
+
+def test_tests_that_can_show_no_harm_do_not_weaken_those_that_can() -> None:
+    slices = [
+        OWN,
+        *(
+            OWN.model_copy(update={"slice_id": f"{number:06}-aaaaaaaa", "name": f"{number}"})
+            for number in range(8)
+        ),
+    ]
+    nothing_right, most_right = results(1.0, said=0), results(1.0, said=20)
+    harmed = compare_results(
+        slices[0], most_right, results(1.0, said=14), DEFAULTS, seed=0, with_losses=False
+    )
+    mute = [
+        test
+        for part in slices[1:]
+        for test in compare_results(part, nothing_right, nothing_right, DEFAULTS, seed=0, with_losses=False)
+    ]
+    change = held_out_change([], [], DEFAULTS, 0)
+    decision = decide([*mute, *harmed], DEFAULTS, change=change)
+    assert decision.decide == "hold"
+    assert [test.adjusted_p_worse for test in decision.tests] == [*[1.0] * len(mute), harmed[0].p_worse]
+
+
+@given(right=st.integers(0, 30), kept=st.integers(0, 30))
+def test_a_version_is_held_for_lost_answers_only_if_they_are_enough_by_themselves(
+    right: int, kept: int
+) -> None:
+    kept = min(right, kept)
+    tests = compare_results(
+        *(OWN, results(1.0, said=right), results(1.0, said=kept), DEFAULTS), seed=0, with_losses=False
+    )
+    decision = decide(tests, DEFAULTS, change=held_out_change([], [], DEFAULTS, 0))
+    assert (decision.decide == "hold") == (0.5 ** (right - kept) < 0.05)

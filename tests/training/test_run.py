@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -599,7 +600,10 @@ def test_close_looks_come_as_often_as_configured(workshop: Any, make_chats: Reco
         )
     ]
     often, seldom, never = (of_kind(workshop.carry_out(job)[1], "signals") for job in jobs)
-    assert [event["step"] for event in often][:3] == [2, 5, 8]
+    looked_at = [event["step"] for event in often]
+    assert looked_at[0] == 2 and len(looked_at) > 2
+    # A look that a busy machine held up may put off the next one; none comes earlier.
+    assert min(later - earlier for earlier, later in itertools.pairwise(looked_at)) == 3
     assert [event["step"] for event in seldom] == [2]
     assert never == []
     last = often[-1]
@@ -641,7 +645,7 @@ def test_a_slow_collector_in_a_real_run_costs_no_more_than_allowed_and_the_statu
     workshop: Any, make_chats: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slowly(parameters: Any, config: MonitoringConfig) -> LiveMonitor:
-        collectors = (EntropyCollector(), LoRACollector(parameters), SlowCollector(0.02))
+        collectors = (EntropyCollector(), LoRACollector(parameters), SlowCollector(0.1))
         return LiveMonitor(collectors, interval=1, max_overhead=config.max_overhead)
 
     monkeypatch.setattr(run, "watch", slowly)

@@ -13,7 +13,7 @@ import pytest
 
 from config import Config, load_config
 from errors import UsageError
-from evaluation.items import ItemResult
+from evaluation.items import ItemResult, Passage
 from evaluation.suites import Suite, load_suite
 from tests.conftest import ROOT, Workshop
 from tests.waiting import wait_until
@@ -61,6 +61,26 @@ def test_each_item_is_answered_once_whatever_was_answered_before(workshop: Works
     assert again.results == whole.results
     assert [(score.level, score.items) for score in whole.scores] == [("even", 4), ("odd", 3), (None, 7)]
     assert all(result.loss is not None and result.answer is not None for result in whole.results)
+
+
+def test_passages_beside_a_suite_have_losses_and_count_in_no_score(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    suite, config = suite_of(tmp_path, 3), config_of(workshop)
+    passages = [Passage(f"text-{number}", text="the grey cat " * (number + 1)) for number in range(3)]
+    seen: list[tuple[int, int]] = []
+    found = run_suite(
+        *(workshop.paths, config, "base", suite),
+        passages=passages,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (seen[0], seen[-1], found.answered) == ((0, 6), (6, 6), 6)
+    read = found.results[3:]
+    assert [result.item_id for result in read] == ["text-0", "text-1", "text-2"]
+    assert all(result.loss is not None and result.answer is None for result in read)
+    assert [(score.level, score.items) for score in found.scores] == [("even", 2), ("odd", 1), (None, 3)]
+    again = run_suite(workshop.paths, config, "base", suite, passages=passages)
+    assert (again.answered, again.results) == (0, found.results)
 
 
 def test_answers_do_not_depend_on_the_batch_they_were_given_in(workshop: Workshop, tmp_path: Path) -> None:

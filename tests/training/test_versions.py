@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from datetime import UTC, datetime
@@ -404,7 +405,7 @@ def promote_in_another_process(base: Path) -> None:
     VersionStore(Paths(base)).promote("v0001", "better")
 
 
-def read_current_until(base: Path, ready: Event, stop: Event, failures: Any) -> None:
+def read_current_until(base: Path, ready: Event, enough: Event, stop: Event, failures: Any) -> None:
     """Follow `current` again and again; put what was missing into `failures`, and the count of reads last."""
     reads = 0
     while not stop.is_set():
@@ -416,6 +417,8 @@ def read_current_until(base: Path, ready: Event, stop: Event, failures: Any) -> 
             failures.put(str(error))
         reads += 1
         ready.set()
+        if reads > 500:
+            enough.set()
     failures.put(reads)
 
 
@@ -423,13 +426,17 @@ def test_a_reader_never_misses_current_during_five_hundred_swaps(paths: Paths, s
     first, second = publish(store, 1), publish(store, 2)
     store.promote(first, "start")
     context = multiprocessing.get_context("spawn")
-    ready, stop, failures = context.Event(), context.Event(), context.Queue()
-    reader = context.Process(target=read_current_until, args=(paths.base, ready, stop, failures))
+    ready, enough, stop = context.Event(), context.Event(), context.Event()
+    failures = context.Queue()
+    reader = context.Process(target=read_current_until, args=(paths.base, ready, enough, stop, failures))
     reader.start()
     try:
         assert ready.wait(PATIENCE_SECONDS)
-        for swap in range(500):
+        for swap in itertools.count():
             store.promote((second, first)[swap % 2], f"swap {swap}")
+            # A busy machine may give the reader its turns later.
+            if swap >= 500 and (enough.is_set() or not reader.is_alive()):
+                break
     finally:
         stop.set()
         reads = failures.get(timeout=PATIENCE_SECONDS)

@@ -117,10 +117,10 @@ def test_finished_jobs_in_the_ledger_are_not_read_again(folder: Folder) -> None:
 def test_noting_a_step_costs_the_daemon_microseconds(sqlite_folder: Folder) -> None:
     job = sqlite_folder.job(1, plan(), state="running", started=True)
     with keeping(sqlite_folder, batch_seconds=60) as keeper:
-        started_at = time.process_time()
+        started_at = time.thread_time()
         for _ in range(10_000):
             keeper.note(job)
-        assert time.process_time() - started_at < 0.5
+        assert time.thread_time() - started_at < 0.5
 
 
 def test_a_locked_ledger_is_told_and_made_up_for(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from errors import EnvironmentNotReady, UsageError
+from tests.stub_worker import let_go_file
 from tests.training.ledger.postgres import Server
 from tests.training.ledger.run_folders import Folder, plan, step, steps
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -36,12 +37,14 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.drop("a.jsonl", steps=3, publish_then_die=True)
     folder.drop("b.jsonl", refuse="no usable record")
     folder.drop("c.jsonl", fail="nan")
-    folder.drop("d.jsonl", steps=40, checkpoint_every=5, crash_at=8, step_seconds=0.02)
+    folder.drop("d.jsonl", steps=40, checkpoint_every=5, crash_at=8, hold_at=(22,))
     folder.drop("e.jsonl", steps=100_000, step_seconds=0.01)
     daemon = folder.start()
     wait_until(lambda: any(folder.paths.runs.glob("000004-*/checkpoint-20")))
     daemon.send_signal(signal.SIGKILL)
     daemon.wait()
+    (interrupted,) = [job for job in folder.store.queue() if job.number == 4]
+    let_go_file(folder.paths.run(interrupted.job_id), 22).touch()
     daemon = folder.start()
     wait_until(lambda: any(job.number == 5 and job.started for job in folder.store.queue()))
     folder.paths.control("skip").write_bytes(b"")
