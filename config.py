@@ -278,7 +278,10 @@ class ServingConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """What answers: this process, or a vLLM server that is started with the same model."""
     during_training: Literal["share", "cpu", "refuse"] = "share"
-    """Where answers are made while a run trains on the same GPU: there too, on the CPU, or not at all."""
+    """While a run trains, answers share the GPU with it, are made on the CPU, or are refused.
+
+    Without a GPU the first two are alike.
+    """
     max_batch: PositiveInt = 32
     """Requests answered at once."""
     max_queue: PositiveInt = 256

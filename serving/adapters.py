@@ -1,4 +1,7 @@
-"""The one base model in memory and the adapters on it: loaded when needed, dropped when long unused."""
+"""The one base model that answers and the adapters on it: loaded when needed, dropped when long unused.
+
+The base that comes next is loaded into the machine's memory beside it, so that changing over takes a moment.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from peft import PeftModel
 
 from config import Config
-from errors import ConfigError, EnvironmentNotReady
+from errors import ConfigError, EnvironmentNotReady, TrainboxError
 from evaluation.short_memory import free_memory
 from serving.catalogue import ServedModel
 from training.model import choose_precision, device, known_warnings, load_base
@@ -27,7 +31,7 @@ Place = Literal["accelerator", "cpu"]
 
 
 class AdaptedModel:
-    """A base with several adapters, of which one, or none, is in use; for one thread."""
+    """A base with several adapters, of which one, or none, is in use; for one thread, but for `fetch`."""
 
     def __init__(self, config: Config) -> None:
         if config.model.load_in_4bit and config.serving.during_training != "share":
@@ -41,6 +45,7 @@ class AdaptedModel:
         self._loaded: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._in_use: str | None = None
         self._count = 0
+        self._fetched: tuple[Path, Any] | None = None
         self.base: Path | None = None
         """Folder of the base that is loaded."""
 
@@ -52,7 +57,33 @@ class AdaptedModel:
     @property
     def adapters(self) -> list[str]:
         """Names of the versions that are loaded, the longest unused first."""
-        return [name for name, _ in self._loaded]
+        return [name for name, _ in list(self._loaded)]
+
+    @property
+    def device(self) -> str | None:
+        """Where answers are made; None while no base is loaded."""
+        plain = self._plain
+        return None if plain is None else str(plain.device)
+
+    def fetch(self, base: Path) -> None:
+        """Load a base that comes next beside the one in use; any thread may, one at a time.
+
+        What cannot lie in memory beside the other is left for `settle`, which loads it when it is needed.
+        """
+        self._fetched = None  # what was to come next, and did not
+        if base == self.base or self._config.model.load_in_4bit:
+            return
+        needed, free = _weights_bytes(base), psutil.virtual_memory().available
+        if needed > free:
+            logger.warning(
+                "%s needs %d bytes beside what is loaded, %d are free: requests will wait for it",
+                *(base, needed, free),
+            )
+            return
+        try:
+            self._fetched = base, self._load_base(base, torch.device("cpu"))
+        except (OSError, TrainboxError) as error:
+            logger.error("Cannot load what comes next, and will try again when it is asked for: %s", error)
 
     def is_at(self, base: Path, place: Place) -> bool:
         """Tell whether this base is loaded there."""
@@ -72,15 +103,25 @@ class AdaptedModel:
     def _settle(self, base: Path, place: Place) -> None:
         if base != self.base:
             self._forget()
-            began = time.monotonic()
-            precision = choose_precision(self._config.model)
-            self._plain = load_base(base, self._config.model, precision).eval()
+            fetched, self._fetched = self._fetched, None
+            if fetched is not None and fetched[0] == base:
+                self._plain = fetched[1]
+            else:
+                del fetched  # its memory may be needed
+                self._plain = self._load_base(base, _device(place))
             self.base = base
-            logger.info("Loaded %s in %s in %.1f s", base, precision, time.monotonic() - began)
+            logger.info("Answering on %s from now on", base)
         if _device(place) != self._plain.device:
             logger.info("Moved the model to the %s", _device(place).type)
             self._plain.to(_device(place))
             free_memory()
+
+    def _load_base(self, base: Path, where: torch.device) -> Any:
+        began = time.monotonic()
+        precision = choose_precision(self._config.model)
+        model = load_base(base, self._config.model, precision, where).eval()
+        logger.info("Loaded %s in %s in %.1f s", base, precision, time.monotonic() - began)
+        return model
 
     def use(self, served: ServedModel) -> None:
         """Answer with this model from now on, whose base is loaded; loads its adapter if need be."""
@@ -142,6 +183,10 @@ class AdaptedModel:
         self.base = self._plain = self._adapted = self._in_use = None
         self._loaded.clear()
         free_memory()
+
+
+def _weights_bytes(base: Path) -> int:
+    return sum(file.stat().st_size for file in base.glob("*.safetensors"))
 
 
 def _device(place: Place) -> torch.device:

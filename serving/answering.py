@@ -13,7 +13,7 @@ from chat_template import ChatTemplate
 from config import Config, Paths
 from errors import ConfigError, IntegrityError, RecordRefused, TrainboxError, UsageError
 from monitoring.events import Phase
-from monitoring.training_status import read_status
+from monitoring.training_status import Reading, read_status
 from serving.batching import Engine
 from serving.catalogue import CURRENT, Catalogue, ServedModel
 from serving.openai_api import ApiError, Usage, Wish
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25
 """Time between two looks at which version is current and whether a run trains."""
+TROUBLE_SECONDS = 5.0
+"""Time until the next look where the last one failed: it may read gigabytes again."""
 QUEUE_RETRY_SECONDS = 1
 TRAINING_RETRY_SECONDS = 30
 _OF_A_RUN = frozenset(get_args(Phase))
@@ -82,6 +84,7 @@ class Answering:
         self._config = config.serving
         self._engine = engine
         self._followed: str | None = None
+        self._adopted: ServedModel | None = None
         self.catalogue = catalogue
         self.is_training = False
         """Whether a run is at work here, as of the last look."""
@@ -107,35 +110,52 @@ class Answering:
             self._engine.submit(answers.tickets)
         return answers
 
-    def look(self) -> None:
-        """See which version is current, and whether a run trains; get ready for either."""
-        reading = read_status(self._paths)
-        self.is_training = reading is not None and reading.is_running and reading.status.state in _OF_A_RUN
+    def find(self, name: str) -> ServedModel:
+        """Return the model of that name, as the catalogue does.
+
+        When `current` has moved to a version on another base, `current` stays what it was before until the
+        other base is loaded, too: nobody waits for that.
+        """
+        adopted = self._adopted
+        if name == CURRENT and adopted is not None and not self.catalogue.is_on(adopted.base):
+            return adopted
+        return self.catalogue.find(name)
+
+    def see_training(self) -> None:
+        """See whether a run trains, and make room for it if so configured."""
+        self.is_training = trains(read_status(self._paths))
         leaves = self.is_training and self._config.during_training != "share"
         self._engine.go_to("cpu" if leaves else "accelerator")
+
+    def see_current(self) -> None:
+        """See which version is current, and load what it needs before it is asked for."""
         pointer = self.catalogue.pointer()
         if pointer == self._followed:
             return
-        self._followed = pointer
         served = self.catalogue.find(CURRENT)
         self._engine.prepare(served)
+        self._adopted, self._followed = served, pointer
         logger.info("Answering with %s as current", served.name)
 
     async def follow(self, has_ended: Callable[[], bool]) -> None:
-        """Keep looking; what is wrong is logged once and looked at again."""
+        """Keep looking at both; to load a base takes longer than a run may wait for its room."""
+        await asyncio.gather(*(self._keep(look, has_ended) for look in (self.see_training, self.see_current)))
+
+    async def _keep(self, look: Callable[[], None], has_ended: Callable[[], bool]) -> None:
+        """Look again and again; what is wrong is logged once."""
         trouble = ""
         while not has_ended():
             try:
-                await asyncio.to_thread(self.look)
+                await asyncio.to_thread(look)
                 trouble = ""
             except (TrainboxError, OSError) as error:
                 if str(error) != trouble:
-                    logger.error("Cannot follow what is current: %s", error)
+                    logger.error("Cannot follow what goes on here: %s", error)
                 trouble = str(error)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(TROUBLE_SECONDS if trouble else LOOK_SECONDS)
 
     def _look_up(self, wish: Wish, encode: Encode) -> tuple[ServedModel, Sequence[Sequence[int]]]:
-        served = self.catalogue.find(wish.model)
+        served = self.find(wish.model)
         prompts = encode(served.base.template)
         for prompt in prompts:
             self._refuse_length(served, prompt)
@@ -159,6 +179,13 @@ class Answering:
             raise ApiError(400, message, code="invalid_value", param="max_tokens")
         window = served.base.window_tokens
         return wanted if window is None else min(wanted, window - len(prompt))
+
+
+def trains(reading: Reading | None) -> bool:
+    """Tell whether a run is at work; a daemon that is itself only starting has none yet."""
+    if reading is None or not reading.is_running:
+        return False
+    return reading.status.job_id is not None and reading.status.state in _OF_A_RUN
 
 
 async def unless_gone(request: Request, answers: Answers, work: Awaitable[Result]) -> Result:

@@ -2,6 +2,7 @@
 
 Requests for the same version are decoded together; versions take turns, one token each. A request for
 another base, or a change of the device, waits until what is in flight is done; those after it wait, too.
+The base of a version that has become current is loaded beside the other before it is asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -154,7 +156,8 @@ class Engine:
                 self._waiting.remove(ticket)
 
     def prepare(self, served: ServedModel) -> None:
-        """Load the adapter of a version that will be asked for, if its base is the one in use."""
+        """Load what a version needs that will be asked for; a base in this thread, beside the one in use."""
+        self._model.fetch(served.base.folder)
         with self._changed:
             self._preload = served
             self._changed.notify()
@@ -191,7 +194,7 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Return as soon as there is something to do, or is to be looked after; False: end."""
         with self._changed:
-            if not (self._is_stopping or self._lanes or self._waiting or self._preload):
+            if not (self._is_stopping or self._lanes or self._waiting or self._preload is not None):
                 self._changed.wait(IDLE_SECONDS)
             if self._waiting and not self._lanes:
                 self._changed.wait_for(lambda: not self._expected or self._is_stopping, GATHER_SECONDS)
@@ -212,19 +215,25 @@ class Engine:
     def _keep_place(self) -> None:
         """Leave the device, or go back to it, when nothing is in flight."""
         base = self._model.base
-        if base is None or self._lanes or self._model.is_at(base, self._place):
-            return
+        if base is not None and not self._lanes and not self._model.is_at(base, self._place):
+            self._settle(base)
+
+    def _settle(self, base: Path) -> bool:
         try:
             self._model.settle(base, self._place)
         except TrainboxError as error:
             logger.error("Will be loaded again when it is asked for: %s", error)
+            return False
+        return True
 
     def _load_ahead(self) -> None:
         with self._changed:
-            served, self._preload = self._preload, None
-        if served is None or self._model.base != served.base.folder:
-            return
-        self._model.use(served)
+            served = self._preload
+            if served is None or (self._model.base != served.base.folder and (self._lanes or self._waiting)):
+                return  # those who ask bring their bases themselves
+            self._preload = None
+        if self._model.base == served.base.folder or self._settle(served.base.folder):
+            self._model.use(served)
 
     def _next_groups(self) -> list[list[Ticket]]:
         """Take from the front of the queue what may join now, by version."""
@@ -273,9 +282,7 @@ class Engine:
         served = tickets[0].served
         self._model.use(served)
         key = (served.name, served.key)
-        lane = self._lanes.get(key) or _Lane(
-            served, Batch(self._model.model, served.base.template.pad_token_id), []
-        )
+        lane = self._lanes.get(key) or self._new_lane(served)
         samplers = [Sampler(ticket.sampling) for ticket in tickets]
         try:
             tokens = lane.batch.join([ticket.prompt for ticket in tickets], samplers)

@@ -65,6 +65,11 @@ class Catalogue:
         except FileNotFoundError:
             return BASE
 
+    def is_on(self, base: BaseModel) -> bool:
+        """Tell whether `current` stands on this base; neither is looked through for that."""
+        version = self._store.current()
+        return base is self._bases.get(None if version is None else version.facts.consolidated)
+
     def find(self, name: str) -> ServedModel:
         """Return the model of that name: ``base``, ``current`` or a version.
 
@@ -77,11 +82,17 @@ class Catalogue:
         return self._plain_base() if version is None else self._version(version)
 
     def _plain_base(self) -> ServedModel:
+        known = self._bases.get(None)
+        if known is not None:
+            return ServedModel(BASE, known)
         with self._lock:
             return ServedModel(BASE, self._base(None))
 
     def _version(self, version: Version) -> ServedModel:
         key = (version.name, version.manifest_sha256)
+        known = self._verified.get(key)
+        if known is not None:  # also while the lock is held to look through a large base
+            return known
         with self._lock:
             if key not in self._verified:
                 self._store.verify(version)

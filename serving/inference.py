@@ -80,8 +80,9 @@ class InferenceServer:
     def _get_ready(self) -> None:
         """Load what will be asked for first, so that the first answer does not wait for it."""
         set_threads(self._config.train)
-        self._answering.look()
-        self._engine.load_now(self._catalogue.find(CURRENT))
+        self._answering.see_training()
+        self._engine.load_now(self._answering.find(CURRENT))
+        self._answering.see_current()
 
     async def _serve(self, listener: socket.socket) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -91,6 +92,8 @@ class InferenceServer:
             await self._server.serve([listener])
         finally:
             following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
 
     def _keep_alive(self) -> bool:
         """Show systemd a sign of life; tell whether the server has to end."""
@@ -126,8 +129,8 @@ class InferenceServer:
             "status": "ok",
             "pid": os.getpid(),
             "base_folder": str(self._paths.base),
-            "current": self._catalogue.find(CURRENT).name,
-            "device": str(self._model.model.device),
+            "current": self._answering.find(CURRENT).name,
+            "device": self._model.device,
             "adapters": self._model.adapters,
             "running": self._engine.running,
             "waiting": self._engine.waiting,

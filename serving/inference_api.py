@@ -59,7 +59,7 @@ def inference_api(answering: Answering, health: Health) -> FastAPI:
 
     @app.get("/v1/models/{model}")
     def tell_model(model: str) -> dict[str, Any]:
-        return {**_model_card(model), "root": answering.catalogue.find(model).name}
+        return {**_model_card(model), "root": answering.find(model).name}
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:

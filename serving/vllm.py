@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,33 +11,58 @@ from pathlib import Path
 import durable
 from config import Config, Paths
 from errors import UsageError
-from serving.access import access_rules
-from serving.catalogue import BASE, CURRENT
-from training.full_models import base_under
+from serving.access import access_rules, is_loopback
+from serving.catalogue import BASE, CURRENT, BaseModel, Catalogue
 from training.versions import Version, VersionStore
 
 PROGRAM = "vllm"
 API_KEY = "VLLM_API_KEY"
+RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""What all versions of vLLM accept as the largest rank."""
 RUNTIME_UPDATES = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 
 def vllm_command(
-    config: Config, base: Path, adapters: Mapping[str, Path], longest_rank: int
+    config: Config, base: BaseModel, adapters: Mapping[str, Path], largest_rank: int
 ) -> Sequence[str]:
-    """Return the command that serves `base` with `adapters` by name, under the same limits."""
+    """Return the command that serves `base` with `adapters` by name, under the same limits.
+
+    Raises UsageError for a rank that vLLM cannot hold.
+    """
     serving = config.serving
-    command = [PROGRAM, "serve", str(base), "--served-model-name", BASE]
+    longest = serving.max_prompt_tokens + serving.max_output_tokens
+    if base.window_tokens is not None:  # vLLM does not start with more
+        longest = min(longest, base.window_tokens)
+    command = [PROGRAM, "serve", str(base.folder), "--served-model-name", BASE]
     command += ["--host", serving.host, "--port", str(serving.inference_port)]
     command += ["--max-num-seqs", str(serving.max_batch)]
-    command += ["--max-model-len", str(serving.max_prompt_tokens + serving.max_output_tokens)]
+    command += ["--max-model-len", str(longest), "--allowed-origins", "[]"]
     if config.model.precision != "auto":
         command += ["--dtype", config.model.precision]
     if config.model.load_in_4bit:
         command += ["--quantization", "bitsandbytes"]
     if adapters:
-        modules = [f"{name}={folder}" for name, folder in adapters.items()]
-        command += ["--enable-lora", "--max-lora-rank", str(longest_rank), "--lora-modules", *modules]
+        # As `name=path`, a path could not hold "=" or ",".
+        modules = [json.dumps({"name": name, "path": str(folder)}) for name, folder in adapters.items()]
+        command += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(_room_for(largest_rank)),
+            "--lora-modules",
+            *modules,
+        ]
     return command
+
+
+def _room_for(rank: int) -> int:
+    """Return the smallest `--max-lora-rank` that holds a rank."""
+    for room in RANKS:
+        if rank <= room:
+            return room
+    raise UsageError(
+        f"serving.engine: found an adapter of rank {rank}, and vLLM holds ranks up to {RANKS[-1]}; set "
+        "serving.engine: transformers, or merge it with: trainbox versions consolidate"
+    )
 
 
 def vllm_environment(environment: Mapping[str, str], token: str | None) -> dict[str, str]:
@@ -49,11 +75,17 @@ def vllm_environment(environment: Mapping[str, str], token: str | None) -> dict[
 
 
 def become_vllm(paths: Paths, config: Config, environment: Mapping[str, str]) -> None:
-    """Replace this process by vLLM; UsageError when it is not installed.
+    """Replace this process by vLLM; UsageError when it is not installed, or others could reach it.
 
     `current` stays what it is now until vLLM is started again or told otherwise.
     """
     rules = access_rules(config.serving, paths.base, environment)
+    if not is_loopback(config.serving.host):
+        raise UsageError(
+            f"serving.host: found {config.serving.host!r} with serving.engine: vllm, which asks for the "
+            "token under /v1 only; set it to 127.0.0.1 and put a proxy in front, or set serving.engine: "
+            "transformers"
+        )
     program = shutil.which(PROGRAM)
     if program is None:
         raise UsageError(
@@ -62,9 +94,7 @@ def become_vllm(paths: Paths, config: Config, environment: Mapping[str, str]) ->
         )
     store = VersionStore(paths)
     current = store.current()
-    if current is not None:
-        store.verify(current)
-    base = base_under(paths, config.model, None if current is None else current.facts)
+    base = Catalogue(paths, config.model).find(CURRENT).base
     versions = served_versions(store.list(), current)
     ranks = [_rank(folder) for folder in versions.values()]
     command = vllm_command(config, base, versions, max(ranks, default=0))

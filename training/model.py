@@ -115,8 +115,13 @@ def _version_and_base(paths: Paths, config: Config, which: str) -> tuple[Version
     return version, base_under(paths, config.model, None if version is None else version.facts)
 
 
-def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrainedModel:
-    """Load the base weights onto the device that trains; ConfigError when a setting does not fit it."""
+def load_base(
+    base: Path, config: ModelConfig, precision: Precision, where: torch.device | None = None
+) -> PreTrainedModel:
+    """Load the base weights onto the device that trains, or `where`, by way of no other.
+
+    Raises ConfigError when a setting does not fit the base.
+    """
     transformers.utils.logging.disable_progress_bar()
     settings: dict[str, Any] = {
         "dtype": getattr(torch, precision),
@@ -132,7 +137,7 @@ def load_base(base: Path, config: ModelConfig, precision: Precision) -> PreTrain
         model = AutoModelForCausalLM.from_pretrained(base, **settings)
     except (ImportError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{base} cannot be loaded with {config!r}: {error}") from error
-    return model if config.load_in_4bit else model.to(device())
+    return model if config.load_in_4bit else model.to(where or device())
 
 
 def device() -> torch.device:

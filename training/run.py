@@ -45,7 +45,7 @@ from training.model import (
 )
 from training.publication import TRAINING_STATE, Publication, published_event
 from training.replay import Drawn, Lottery, Remembered, Way, remember, replayed_rows, sources
-from training.reporting import introduce_run, require_reporters
+from training.reporting import introduce_run, reporting, require_reporters
 from training.throughput import last_throughput
 from training.trainer import PlannedTrainer, Replayed, build_trainer
 from training.versions import Version, VersionStore
@@ -368,7 +368,8 @@ class Run:
         if is_open or owes_evaluation:
             trainer.args.eval_on_start = owes_evaluation
             try:
-                trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+                with reporting(self._config.train.report_to):
+                    trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
             except (OSError, EnvironmentNotReady):
                 checkpoints.remove_torn(self._folder.folder)  # what a full disk cut short only fills it
                 raise

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 
 from config import Paths, load_config
 from serving.client import InferenceClient, find_server
+from tests.daemon_base import LONG, Base
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,3 +64,19 @@ class ServerProcess:
         """End it whatever it does."""
         self.process.kill()
         self.process.wait()
+
+
+@contextlib.contextmanager
+def training(server: ServerProcess) -> Iterator[Base]:
+    """Run a daemon on the server's base folder, whose worker trains for longer than any test takes."""
+    base = Base(server.paths.base)
+    base.drop(**LONG)
+    daemon = base.start()
+    try:
+        wait_until(lambda: server.ours.get("/health")["is_training"])
+        yield base
+        base.command("skip")
+        wait_until(lambda: base.jobs()[-1].outcome is not None)
+    finally:
+        base.end(daemon)
+    wait_until(lambda: not server.ours.get("/health")["is_training"])

@@ -18,8 +18,7 @@ import schemathesis
 import durable
 from config import Paths, load_config
 from evaluation.generation import Generator
-from monitoring.training_status import TrainingStatus
-from tests.serving.inference_process import ServerProcess
+from tests.serving.inference_process import ServerProcess, training
 from tests.serving.published import make_base, publish
 from tests.waiting import wait_until
 from training.model import load_generator
@@ -282,18 +281,26 @@ def test_a_token_is_asked_for_where_one_is_set(guarded: ServerProcess) -> None:
 
 @pytest.mark.config_key("serving.during_training")
 def test_nothing_is_answered_while_a_run_trains_if_so_configured(guarded: ServerProcess) -> None:
-    """The test itself is the daemon whose status says that a run trains."""
-    with guarded.openai(TOKEN) as client:
-        assert client.chat.completions.create(model="base", messages=CHAT, max_tokens=2).choices
-        say_state(guarded.paths, "training")
-        wait_until(lambda: guarded.ours.get("/health")["is_training"])
+    with guarded.openai(TOKEN) as client, training(guarded) as base:
         with pytest.raises(openai.InternalServerError, match="training") as refused:
             client.chat.completions.create(model="base", messages=CHAT, max_tokens=2)
         assert refused.value.response.status_code == 503
         assert int(refused.value.response.headers["retry-after"]) > 0
-        say_state(guarded.paths, "idle")
+        assert set(refused.value.response.json()["error"]) == {"message", "type", "param", "code"}
+        base.command("pause")  # which ends the worker, so that the GPU is free
         wait_until(lambda: not guarded.ours.get("/health")["is_training"])
         assert client.chat.completions.create(model="base", messages=CHAT, max_tokens=2).choices
+
+
+@pytest.mark.config_key("serving.during_training")
+def test_the_gpu_is_shared_with_a_run_unless_configured_otherwise(
+    server: ServerProcess, client: openai.OpenAI
+) -> None:
+    before = client.chat.completions.create(model="current", messages=CHAT, max_tokens=12)
+    with training(server):
+        during = client.chat.completions.create(model="current", messages=CHAT, max_tokens=12)
+        assert during.choices == before.choices
+        assert server.ours.get("/health")["is_training"]
 
 
 def test_no_request_that_fits_the_schema_breaks_the_server(server: ServerProcess) -> None:
@@ -353,9 +360,3 @@ def post(server: ServerProcess, path: str, body: bytes | None) -> tuple[int, Any
     answer = json.loads(response.read())
     connection.close()
     return response.status, answer
-
-
-def say_state(paths: Paths, state: Any) -> None:
-    durable.write_json(
-        paths.status_file, TrainingStatus(state=state, status_seconds=3600.0).model_dump(mode="json")
-    )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import daemon
 from config import Paths
 from errors import ConfigError
 from tests.exactness import learned
+from tests.waiting import PATIENCE_SECONDS
 from training.reporting import introduce_run, require_reporters
 
 SETTINGS = ("train.per_device_train_batch_size=2", "train.eval_steps=3", "train.lora_dropout=0.1")
@@ -28,6 +33,13 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
     return {point.step: point.value for point in events.Scalars(tag)}
+
+
+def a_missing_one() -> str:
+    missing = [name for name in ("trackio", "mlflow", "wandb") if importlib.util.find_spec(name) is None]
+    if not missing:
+        pytest.skip("every library is installed")
+    return missing[0]
 
 
 @pytest.mark.config_key("train.report_to")
@@ -53,18 +65,78 @@ def test_tensorboard_gets_the_logged_losses_and_changes_no_byte_of_what_is_learn
     assert learned(workshop.paths, "v0001") == learned(workshop.paths, "v0002")
 
 
+# What each library's own reader says of a store, as {step: loss}.
+TRACKIO = """
+import json, sys
+from trackio.sqlite_storage import SQLiteStorage
+lines = SQLiteStorage.get_logs("trainbox", sys.argv[1])
+print(json.dumps({line["train/global_step"]: line["train/loss"] for line in lines if "train/loss" in line}))
+"""
+MLFLOW = """
+import json, os, sys
+from mlflow.tracking import MlflowClient
+client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+(run,) = client.search_runs([client.get_experiment_by_name("trainbox").experiment_id])
+assert (run.info.run_name, run.info.status) == (sys.argv[1], "FINISHED"), run
+print(json.dumps({point.step: point.value for point in client.get_metric_history(run.info.run_id, "loss")}))
+"""
+WANDB = """
+import glob, json, os, subprocess, sys
+(run,) = glob.glob(os.environ["WANDB_DIR"] + "/wandb/offline-run-*/run-" + sys.argv[1] + ".wandb")
+command = [sys.executable, "-m", "wandb", "leet", "inspect", run, "--json"]
+said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+records = [json.loads(line) for line in said.splitlines()]
+told = [record["history"]["item"] for record in records if record["type"] == "history"]
+print(json.dumps({item["train/global_step"]: item["train/loss"] for item in told if "train/loss" in item}))
+"""
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize(("library", "reader"), [("trackio", TRACKIO), ("mlflow", MLFLOW), ("wandb", WANDB)])
+def test_a_library_that_is_installed_has_every_loss_when_the_worker_has_ended(
+    library: str, reader: str, workshop: Any, make_chats: Callable[..., Any]
+) -> None:
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed; it is for those who want it")
+    job = workshop.job(make_chats(24), *SETTINGS, f"train.report_to=[{library}]")
+    live = workshop.start(job)
+    outcome = live.until(lambda event: event["event"] == "outcome")
+    assert outcome["outcome"] == "completed", outcome
+    assert live.process.wait(PATIENCE_SECONDS) == 0
+    introduce_run(workshop.paths, workshop.folder(job), [library], is_offline=True)
+    command = [sys.executable, "-c", reader, job]
+    read = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
+    found = {int(step): loss for step, loss in json.loads(read.stdout.splitlines()[-1]).items()}
+    lines = [orjson.loads(line) for line in workshop.folder(job).trainer_log.read_bytes().splitlines()]
+    logged = {line["current_steps"]: line["loss"] for line in lines if "loss" in line}
+    assert len(logged) > 3
+    assert found == pytest.approx(logged, rel=1e-6)
+
+
+def test_a_folder_is_not_taken_for_the_library_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B leaves one where it was run."""
+    (tmp_path / "looks_like_one").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="pip install looks_like_one"):
+        require_reporters(["looks_like_one"])
+
+
 def test_a_missing_library_stops_the_daemon_before_it_takes_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.report_to: found no library mlflow.*pip install mlflow"):
-        daemon.run(tmp_path, overrides=["train.report_to=[tensorboard, mlflow]"], until_idle=True)
+    name = a_missing_one()
+    with pytest.raises(ConfigError, match=rf"train\.report_to: found no library {name}.*pip install {name}"):
+        daemon.run(tmp_path, overrides=[f"train.report_to=[tensorboard, {name}]"], until_idle=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_library_removed_later_fails_the_job_with_the_key(
     workshop: Any, make_chats: Callable[..., Any]
 ) -> None:
-    outcome, _ = workshop.carry_out(workshop.job(make_chats(4), "train.report_to=[trackio]"))
+    name = a_missing_one()
+    outcome, _ = workshop.carry_out(workshop.job(make_chats(4), f"train.report_to=[{name}]"))
     assert (outcome.outcome, outcome.kind) == ("failed", "config")
-    assert "train.report_to" in outcome.message and "pip install trackio" in outcome.message
+    assert "train.report_to" in outcome.message and f"pip install {name}" in outcome.message
 
 
 def test_nobody_to_tell_needs_no_library() -> None:
