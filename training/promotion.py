@@ -95,11 +95,19 @@ def compare_results(
     with_losses: bool = True,
 ) -> list[SliceTest]:
     """Test all that two models have in common on held-out records: losses, words said, answers given or
-    preferred."""
+    preferred.
+
+    What a preference taught is which answer is likelier, not how likely: learning from more of them makes
+    both answers less likely, so the loss of a preferred answer is no test.
+    """
     pairs = _pairs(before, after)
     tests = []
     if with_losses:
-        losses = [(one.loss, two.loss) for one, two in pairs if one.loss is not None and two.loss is not None]
+        losses = [
+            (one.loss, two.loss)
+            for one, two in pairs
+            if one.loss is not None and two.loss is not None and two.prefers_expected is None
+        ]
         tests += compare_losses(
             facts, [pair[0] for pair in losses], [pair[1] for pair in losses], config, seed=seed
         )

@@ -52,6 +52,14 @@ def answers_of(part: Slice, right: int) -> list[ItemResult]:
     ]
 
 
+def preferring(part: Slice, count: int, loss: float = 1.0) -> list[ItemResult]:
+    """Let the chosen answers of the first `count` pairs be preferred."""
+    return [
+        result.model_copy(update={"prefers_expected": number < count})
+        for number, result in enumerate(losses_of(part, [loss] * RECORDS))
+    ]
+
+
 def noisy(level: float, spread: float, seed: int) -> list[float]:
     draw = random.Random(seed)
     return [level + draw.uniform(-spread, spread) for _ in range(RECORDS)]
@@ -156,19 +164,21 @@ def test_the_tests_of_all_slices_are_corrected_for_being_many() -> None:
 
 def test_pairs_whose_chosen_answer_is_no_longer_preferred_hold() -> None:
     part = earlier(1)
-
-    def preferring(count: int) -> dict[str, list[ItemResult]]:
-        return {
-            part.slice_id: [
-                result.model_copy(update={"prefers_expected": number < count})
-                for number, result in enumerate(losses_of(part, [1.0] * RECORDS))
-            ]
-        }
-
-    decision, report = verdict_on(preferring(24), preferring(12), [part])
+    decision, report = verdict_on(
+        {part.slice_id: preferring(part, 24)}, {part.slice_id: preferring(part, 12)}, [part]
+    )
     assert decision.decide == "hold"
     assert "significantly worse on file 1: chosen answers preferred 100% → 50%" in decision.reason
     assert report.scores["candidate"][part.slice_id].accuracy == 0.5
+
+
+def test_pairs_whose_chosen_answer_is_preferred_as_before_may_become_less_likely() -> None:
+    """As both answers do when more preferences are learned; for texts the same rise is a loss."""
+    parts = [earlier(1), earlier(2)]
+    likely, unlikely = ({part.slice_id: preferring(part, 24, loss) for part in parts} for loss in (1.0, 3.0))
+    decision, report = verdict_on(likely, unlikely, parts)
+    assert decision.decide == "promote"
+    assert {test.measure for test in report.tests if test.name != "own.jsonl"} == {"preference"}
 
 
 def test_of_texts_there_are_losses_and_nothing_else() -> None:
