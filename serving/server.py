@@ -15,7 +15,7 @@ HEAD_SECONDS = 20.0
 """A connection that has not asked for anything by then is closed."""
 GRACE_SECONDS = 2
 LAST_TURNS = 5
-"""Turns of the loop in which a connection accepted at the last moment comes to be, and is closed."""
+"""Turns of the loop in which a connection accepted at the last moment comes to be, or is closed."""
 
 
 class Server(uvicorn.Server):
@@ -62,7 +62,15 @@ class Server(uvicorn.Server):
         await self._has_ended.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End as uvicorn does; then cut off who does not read what was still to be sent."""
+        """End as uvicorn does; then cut off who does not read what was still to be sent.
+
+        Before it, what was accepted comes to be: asyncio closes nothing of a connection whose server has
+        closed between the two.
+        """
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            asyncio.get_running_loop().remove_reader(listener)
+        for _ in range(LAST_TURNS):
+            await asyncio.sleep(0)
         await super().shutdown(sockets)
         for _ in range(LAST_TURNS):
             for connection in list(self.server_state.connections):
