@@ -42,7 +42,7 @@ from monitoring.training_status import QueueStatus, StatusWriter
 from serving.access import AccessRules, access_rules
 from serving.monitor_thread import MonitorThread
 from training.control import Control
-from training.disk_space import NOTHING, forecast, shortage
+from training.disk_space import Reserve, forecast
 from training.filing import file_away
 from training.housekeeping import Housekeeper
 from training.job_queue import JobQueue, advanced, begun, changed, concluded, ended, given_up
@@ -51,6 +51,7 @@ from training.ledger.keeper import LedgerKeeper
 from training.reception import SHOWN_NAMES, Reception
 from training.regressions import Regressions
 from training.reporting import require_reporters
+from training.retry import Retry
 from training.run_logs import drop_old_logs
 from training.runner import WORKER_COMMAND, Runner, Wish
 from training.versions import VersionStore
@@ -58,8 +59,7 @@ from training.versions import VersionStore
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""First wait when the environment is not ready; it doubles up to `LONGEST_RETRY_SECONDS`."""
-LONGEST_RETRY_SECONDS = 300.0
+"""First wait when the environment is not ready."""
 DISK_LOOK_SECONDS = 5.0
 """Time between two looks at the free space while a job runs."""
 EXTEND_STOP_SECONDS = 30
@@ -86,7 +86,6 @@ class Daemon:
         self._config = config
         self._until_idle = until_idle
         self._notifier = notifier or Notifier()
-        self._first_retry_seconds = retry_seconds
         self._clock = clock
 
         self._store = JobStore(paths)
@@ -117,10 +116,10 @@ class Daemon:
         self._reception = Reception(paths, self._store, config, self._queue, clock, self._tell_systemd)
         self._running: Job | None = None
         self._runs = 0
-        self._retry_at: float | None = None
-        self._retry_seconds = retry_seconds
-        self._disk_look_at = clock()
-        self._shortage: str | None = None
+        self._retry = Retry(retry_seconds, clock)
+        self._reserve = Reserve(
+            paths.runs, config.disk.min_free_bytes, min(DISK_LOOK_SECONDS, retry_seconds), clock
+        )
         self._said = ""
         self._signals = 0
         self._is_stop_asked = False
@@ -204,7 +203,7 @@ class Daemon:
             return "skip"
         if self._is_ending():
             return "stop"
-        return "pause" if self._control.pause or self._shortage else None
+        return "pause" if self._control.pause or self._reserve.shortage else None
 
     def _obey(self) -> None:
         was_paused = self._control.pause is not None
@@ -251,8 +250,8 @@ class Daemon:
             self._tell_queue()
             if (lost := self._regressions.look()) is not None:
                 self._status.look_at_suites(lost)
-        if self._running is not None and self._clock() >= self._disk_look_at:
-            self._look_at_disk()
+        if self._running is not None:
+            self._reserve.watch()
         self._flagged.save()
         self._status.worker_pid = self._runner.worker_pid
         self._status.update(ledger_trouble=self._ledger.trouble)
@@ -262,31 +261,23 @@ class Daemon:
         self._tell_systemd()
         return self._wish()
 
-    def _look_at_disk(self) -> None:
-        """Have the running worker save and end while there is still the reserve to save into."""
-        self._disk_look_at = self._clock() + min(DISK_LOOK_SECONDS, self._first_retry_seconds)
-        if self._shortage is None:
-            self._tell_shortage(shortage(self._paths.runs, NOTHING, self._config.disk.min_free_bytes))
-
     def _rest(self) -> None:
         """Sleep until something may have changed, with a worker ready if a job is to be expected."""
-        is_waiting = self._retry_at is not None
+        retry_at = self._retry.due_at
         self._tell_rest()
         is_job_expected = bool(self._queue) or self._reception.is_settling
-        self._runner.keep_ready(is_job_expected and not is_waiting and self._control.pause is None)
+        self._runner.keep_ready(is_job_expected and retry_at is None and self._control.pause is None)
         ping_at = self._clock() + self._notifier.ping_seconds
-        wake_at = min(
-            [self._reception.look_at, ping_at] + ([self._retry_at] if self._retry_at is not None else [])
-        )
+        wake_at = min([self._reception.look_at, ping_at] + ([] if retry_at is None else [retry_at]))
         if self._bell.wait(wake_at - self._clock()):
             self._reception.hurry()
 
     # One job
 
     def _next_job(self) -> Job | None:
-        if self._retry_at is not None and self._clock() < self._retry_at:
+        if self._retry.is_waiting:
             return None
-        self._retry_at = None
+        self._retry.begin()
         head = next(iter(self._queue.ordered()), None)
         is_held = head is not None and head.outcome is None and self._control.pause is not None
         return None if is_held else head
@@ -337,20 +328,11 @@ class Daemon:
 
     def _has_room_for(self, job: Job) -> bool:
         """Tell whether the run of `job` fits on the disk; if not, look again soon: it goes on by itself."""
-        need = forecast(self._paths, job)
-        self._tell_shortage(shortage(self._paths.runs, need, self._config.disk.min_free_bytes))
-        if self._shortage is None:
+        if self._reserve.has_room_for(forecast(self._paths, job)):
             return True
-        self._retry_at = self._clock() + self._first_retry_seconds
-        self._status.update(state="waiting", status="idle", message=self._shortage)
+        self._retry.look_again()
+        self._status.update(state="waiting", status="idle", message=self._reserve.shortage)
         return False
-
-    def _tell_shortage(self, found: str | None) -> None:
-        if found is not None and self._shortage is None:
-            logger.warning("Waiting for room: %s", found)
-        elif found is None and self._shortage is not None:
-            logger.info("There is room on the disk again")
-        self._shortage = found
 
     def _on_event(self, line: bytes, event: Event) -> None:
         """Keep what the worker said, and show it."""
@@ -383,7 +365,7 @@ class Daemon:
         if outcome.outcome == "waiting" and concluded_job.outcome is None:
             self._wait(concluded_job, outcome.message or "the environment is not ready")
         else:
-            self._retry_seconds = self._first_retry_seconds
+            self._retry.succeed()
         if outcome.outcome == "failed" and concluded_job.outcome is None:
             logger.warning("Job %s will be resumed after attempt %d", job.job_id, job.attempts)
             self._tell_crash(concluded_job)
@@ -394,10 +376,9 @@ class Daemon:
 
     def _wait(self, job: Job, reason: str) -> None:
         """Put a job back and try again later; this counts as no attempt."""
-        logger.warning("Job %s waits %g s: %s", job.job_id, self._retry_seconds, reason)
+        logger.warning("Job %s waits %g s: %s", job.job_id, self._retry.seconds, reason)
         self._queue.put_back(job)
-        self._retry_at = self._clock() + self._retry_seconds
-        self._retry_seconds = min(2 * self._retry_seconds, LONGEST_RETRY_SECONDS)
+        self._retry.put_off()
         self._status.update(state="waiting", status="idle", message=reason)
 
     def _file(self, job: Job) -> None:
@@ -439,7 +420,7 @@ class Daemon:
         ending = self._status.status.status
         if self._control.pause is not None:
             self._status.update(state="paused", status="paused")
-        elif self._retry_at is not None:
+        elif self._retry.due_at is not None:
             self._status.update(state="waiting", status="idle")
         elif self._reception.cannot_claim is not None:
             self._status.update(state="waiting", status="idle", message=self._reception.cannot_claim)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,39 @@ class Room:
 
 
 NOTHING = Need(0, 0)
+
+
+class Reserve:
+    """What has to stay free, as it was when last looked at; each change is logged once."""
+
+    def __init__(
+        self, folder: Path, min_free_bytes: int, look_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        """`look_seconds` is the time between two looks while a run writes."""
+        self._folder = folder
+        self._min_free_bytes = min_free_bytes
+        self._look_seconds = look_seconds
+        self._clock = clock
+        self._look_at = clock()
+        self.shortage: str | None = None
+        """What is missing."""
+
+    def has_room_for(self, need: Need) -> bool:
+        """Look whether `need` fits beside the reserve."""
+        found = shortage(self._folder, need, self._min_free_bytes)
+        if found is not None and self.shortage is None:
+            logger.warning("Waiting for room: %s", found)
+        elif found is None and self.shortage is not None:
+            logger.info("There is room on the disk again")
+        self.shortage = found
+        return found is None
+
+    def watch(self) -> None:
+        """Look now and then, until it is touched: a run has to end while there is room to save."""
+        if self._clock() >= self._look_at:
+            self._look_at = self._clock() + self._look_seconds
+            if self.shortage is None:
+                self.has_room_for(NOTHING)
 
 
 def room_in(folder: Path) -> Room:
