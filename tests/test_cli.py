@@ -196,6 +196,19 @@ def test_check_exits_with_0_for_a_usable_file_1_for_a_refused_one_and_2_for_none
     assert list((base / "inbox").iterdir()) == []
 
 
+def test_the_readme_shows_what_check_prints(tmp_path: Path, tiny_model: Path) -> None:
+    """But for what another tokenizer counts."""
+    (tmp_path / "config.yaml").write_text(f"model:\n  base: {tiny_model}\n")
+    printed = trainbox(tmp_path, "check", str(ROOT / "examples" / "tickets.jsonl")).stdout
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, shown = readme.partition("$ trainbox check examples/tickets.jsonl\n")
+    heading, *lines = shown.partition("```")[0].splitlines()
+    assert heading.split() == printed.splitlines()[0].split()
+    lines = [line.rpartition(" and ")[0] if line.endswith("not known yet") else line for line in lines]
+    assert len(lines) > 5
+    assert [line for line in lines if line != "…" and line not in printed] == []
+
+
 def test_check_as_json_is_the_report(tmp_path: Path, tiny_model: Path) -> None:
     base = make_base(tmp_path / "base", tiny_model)
     report = json.loads(
