@@ -74,7 +74,7 @@ class LoRACollector:
             return {}
         summary = self._monitor.lora_summary
         return {
-            "lora_stats": {name: stats.model_dump() for name, stats in self._monitor.lora_stats.items()},
+            "lora_stats": {name: stats.told() for name, stats in self._monitor.lora_stats.items()},
             "lora_summary": None if summary is None else summary.model_dump(mode="json"),
         }
 

@@ -23,6 +23,8 @@ VANISHING_NORM = 1e-5
 EXPLODING_NORM = 100.0
 IMBALANCE = 1000.0
 TOP_LAYERS = 5
+DIGITS = 6
+"""What is told of a number: a norm in float32 has no more that are certain."""
 
 
 class LayerStats(BaseModel):
@@ -46,6 +48,14 @@ class LayerStats(BaseModel):
     effective_rank: float | None
     """How many directions B·A uses: the exponential of the entropy of its singular values
     (Roy and Vetterli 2007); 0 while B·A is zero."""
+
+    def told(self) -> dict[str, float | int | None]:
+        """Return the fields with as many digits as are certain; of hundreds of modules, many times a run."""
+        fields: dict[str, float | int | None] = self.model_dump()
+        return {
+            name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+            for name, value in fields.items()
+        }
 
 
 class TopLayer(BaseModel):

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from monitoring.lora_monitor import LoRAMonitor, LoRASummary, effective_ranks
+from monitoring.lora_monitor import LayerStats, LoRAMonitor, LoRASummary, effective_ranks
 
 MODULES = ("first", "second")
 
@@ -40,6 +40,13 @@ def step(monitor: LoRAMonitor, named: dict[str, nn.Parameter], number: int, *gra
     summary = monitor.lora_summary
     assert summary is not None
     return summary
+
+
+def test_six_digits_of_a_number_are_told_however_small_it_is() -> None:
+    unknown: dict[str, Any] = dict.fromkeys(LayerStats.model_fields)
+    known = {"num_updates": 1234567, "norm_a": 2.393256664276123, "update_ratio": 3.827014683e-12}
+    told = {"num_updates": 1234567, "norm_a": 2.39326, "update_ratio": 3.82701e-12}
+    assert LayerStats(**unknown | known).told() == unknown | told
 
 
 def test_norms_update_and_ratio_have_their_closed_forms() -> None:
