@@ -37,6 +37,9 @@ IDLE_SECONDS = 0.5
 GATHER_SECONDS = 0.05
 """Longest time that an idle engine waits for requests that are on their way, to read them all at once."""
 
+MOST_FAILURES = 3
+"""After so many broken rounds without a good one between them the engine counts as broken for good."""
+
 HandOut = Callable[[Sequence[tuple[Ticket, Piece]]], None]
 
 
@@ -105,8 +108,11 @@ class Engine:
         self._room = max_batch
         self._joining: list[Ticket] = []
         self._pieces: list[tuple[Ticket, Piece]] = []
+        self._has_answered = False
         self.failures = 0
-        """Rounds in a row that ended by an error nobody foresaw; many mean that the GPU is lost."""
+        """Rounds that ended by an error nobody foresaw since the last one that brought an answer on."""
+        self.is_broken = False
+        """Whether there were so many that the GPU must be lost; a fresh process is needed then."""
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def load_now(self, served: ServedModel) -> None:
@@ -182,9 +188,11 @@ class Engine:
         while self._wait_for_work():
             try:
                 self._round()
-                self.failures = 0
+                if self._has_answered:  # an idle round shows nothing: it does not ask the GPU
+                    self.failures = 0
             except Exception as error:
                 self.failures += 1
+                self.is_broken |= self.failures >= MOST_FAILURES
                 logger.exception("A round of answers ended by an error nobody foresaw")
                 self._fail_everything(CannotAnswer(f"the server failed: {type(error).__name__}: {error}"))
             self._flush()
@@ -201,6 +209,7 @@ class Engine:
             return not self._is_stopping
 
     def _round(self) -> None:
+        self._has_answered = False
         self._keep_place()
         self._load_ahead()
         groups = self._next_groups()
@@ -331,6 +340,7 @@ class Engine:
 
     def _take(self, lane: _Lane, tokens: Sequence[int], first: int = 0) -> None:
         """Hand tokens to rows, from row `first` on; those that are complete leave."""
+        self._has_answered = True
         going = lane.rows[:first]
         for row, token in zip(lane.rows[first:], tokens, strict=True):
             piece = row.take(token)

@@ -21,7 +21,7 @@ from serving.adapters import AdaptedModel
 from serving.answering import Answering
 from serving.batching import Engine
 from serving.catalogue import CURRENT, Catalogue
-from serving.inference_api import inference_api
+from serving.inference_api import WELL, inference_api
 from serving.monitor_thread import address, listen
 from serving.openai_api import error_body
 from serving.server import Server
@@ -30,8 +30,6 @@ from training.model import set_threads
 
 logger = logging.getLogger(__name__)
 
-MOST_FAILURES = 3
-"""After so many broken rounds in a row the process ends, so that a fresh one takes its place."""
 MORE_CONNECTIONS = 64
 """Connections beyond those that run and wait."""
 
@@ -65,7 +63,7 @@ class InferenceServer:
                     self._loop.run_until_complete(self._serve(listener))
             finally:
                 self._engine.stop()
-        return int(self._is_broken())
+        return int(self._engine.is_broken)
 
     def _listen(self) -> socket.socket:
         serving = self._config.serving
@@ -98,13 +96,10 @@ class InferenceServer:
     def _keep_alive(self) -> bool:
         """Show systemd a sign of life; tell whether the server has to end."""
         self._notifier.ping()
-        if self._is_broken():
-            logger.error("Ended after %d broken rounds in a row", self._engine.failures)
+        if self._engine.is_broken:
+            logger.error("Ending: the model is broken; a fresh process has to take the place of this one")
             self._server.stop()
-        return self._is_broken()
-
-    def _is_broken(self) -> bool:
-        return self._engine.failures >= MOST_FAILURES
+        return self._engine.is_broken
 
     @contextlib.contextmanager
     def _known_at(self, url: str) -> Iterator[None]:
@@ -126,7 +121,7 @@ class InferenceServer:
 
     def _health(self) -> dict[str, Any]:
         return {
-            "status": "ok",
+            "status": "failing" if self._engine.failures else WELL,
             "pid": os.getpid(),
             "base_folder": str(self._paths.base),
             "current": self._answering.find(CURRENT).name,

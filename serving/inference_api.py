@@ -31,6 +31,8 @@ from serving.tickets import Piece
 CLIENT_GONE = 499
 """Status nobody reads."""
 OWNER = "trainbox"
+WELL = "ok"
+"""What the status in ``/health`` says of a server whose answers come."""
 
 Health = Callable[[], dict[str, Any]]
 
@@ -50,8 +52,9 @@ def inference_api(answering: Answering, health: Health) -> FastAPI:
         return api_page(app.openapi())
 
     @app.get("/health")
-    def tell_health() -> dict[str, Any]:
-        return health()
+    def tell_health() -> JSONResponse:
+        found = health()
+        return JSONResponse(found, 200 if found["status"] == WELL else 503)
 
     @app.get("/v1/models")
     def list_models() -> dict[str, Any]:

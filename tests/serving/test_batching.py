@@ -267,6 +267,43 @@ def test_a_round_that_breaks_fails_its_requests_and_no_later_ones(
     assert "a kernel failed" in caplog.text
 
 
+def test_broken_rounds_add_up_until_one_brings_an_answer_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle rounds between the requests forgive nothing, and a verdict stays."""
+    monkeypatch.setattr(batching, "IDLE_SECONDS", 0.001)
+    desk.start()
+
+    def break_rounds(count: int) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(desk.model, "use", lost_gpu)
+            for _ in range(count):
+                assert isinstance(desk.ask(desk.ticket("red"))[0].error, CannotAnswer)
+                wait_for_idle_round(desk, monkeypatch)
+
+    break_rounds(2)
+    assert (desk.engine.failures, desk.engine.is_broken) == (2, False)
+    assert desk.ask(desk.ticket("red"))[0].finish_reason is not None
+    wait_until(lambda: desk.engine.failures == 0)
+    break_rounds(3)
+    assert (desk.engine.failures, desk.engine.is_broken) == (3, True)
+    assert desk.ask(desk.ticket("red"))[0].finish_reason is not None
+    wait_until(lambda: desk.engine.failures == 0)
+    assert desk.engine.is_broken
+
+
+def lost_gpu(served: ServedModel) -> None:
+    raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+def wait_for_idle_round(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until a round has begun and ended that had nothing to do."""
+    ended: list[object] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(desk.model, "drop_unused", ended.append)
+        wait_until(lambda: len(ended) > 1)
+
+
 def test_memory_that_is_short_lowers_how_many_are_answered_at_once(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

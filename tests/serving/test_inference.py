@@ -18,6 +18,8 @@ import schemathesis
 import durable
 from config import Paths, load_config
 from evaluation.generation import Generator
+from serving.decoding import Batch
+from serving.inference import InferenceServer
 from tests.serving.inference_process import ServerProcess, training
 from tests.serving.published import make_base, publish
 from tests.waiting import wait_until
@@ -145,14 +147,14 @@ BAD: list[tuple[dict[str, Any], int]] = [
 def test_what_cannot_be_answered_is_refused_in_the_shape_of_openai(
     server: ServerProcess, body: dict[str, Any], status: int
 ) -> None:
-    found, answer = post(server, "/v1/chat/completions", json.dumps(body).encode())
+    found, answer = post(server.url, "/v1/chat/completions", json.dumps(body).encode())
     assert found == status
     assert set(answer["error"]) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b"null", b"[]", b'"red"'])
 def test_malformed_json_is_refused_in_the_shape_of_openai(server: ServerProcess, body: bytes) -> None:
-    found, answer = post(server, "/generate", body)
+    found, answer = post(server.url, "/generate", body)
     assert found == 400
     assert answer["error"]["type"] == "invalid_request_error"
 
@@ -161,14 +163,14 @@ def test_malformed_json_is_refused_in_the_shape_of_openai(server: ServerProcess,
 def test_a_path_that_leads_nowhere_is_refused_in_the_shape_of_openai(
     server: ServerProcess, path: str, status: int
 ) -> None:
-    found, answer = post(server, path, None)
+    found, answer = post(server.url, path, None)
     assert (found, answer["error"]["type"]) == (status, "invalid_request_error")
 
 
 @pytest.mark.config_key("serving.max_output_tokens")
 def test_nobody_gets_more_than_the_longest_answer(server: ServerProcess) -> None:
     found, answer = post(
-        server, "/generate", json.dumps({"prompt": "red", "max_tokens": LONGEST + 1}).encode()
+        server.url, "/generate", json.dumps({"prompt": "red", "max_tokens": LONGEST + 1}).encode()
     )
     assert found == 400
     assert "serving.max_output_tokens" in answer["error"]["message"]
@@ -182,7 +184,7 @@ def test_limits_are_those_of_the_configuration(tmp_path: Path, tiny_model: Path)
     server = ServerProcess(paths, "serving.max_queue=1")
     port = urlparse(server.url).port
     assert port not in (0, 9000)
-    found, answer = post(server, "/generate", json.dumps({"prompt": "rain " * 40}).encode())
+    found, answer = post(server.url, "/generate", json.dumps({"prompt": "rain " * 40}).encode())
     assert found == 400
     assert "serving.max_prompt_tokens" in answer["error"]["message"]
     assert server.ours.get("/health")["current"] == "base"
@@ -303,6 +305,33 @@ def test_the_gpu_is_shared_with_a_run_unless_configured_otherwise(
         assert server.ours.get("/health")["is_training"]
 
 
+def test_a_server_whose_model_is_broken_says_so_and_ends(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rounds between the requests have nothing to do and show nothing."""
+
+    def lost_gpu(*arguments: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    paths = make_base(tmp_path, tiny_model)
+    serving = InferenceServer(paths, load_config(paths.base), {})
+    monkeypatch.setattr(Batch, "join", lost_gpu)
+    seen: list[tuple[int, int]] = []
+
+    def ask_three_times() -> None:
+        wait_until(paths.inference_address.exists)
+        url = durable.read_json(paths.inference_address)["url"]
+        for _ in range(3):
+            asked, _ = post(url, "/generate", b'{"prompt": "red"}')
+            seen.append((asked, post(url, "/health", None)[0] if len(seen) < 2 else 0))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_three_times)
+        assert serving.run() == 1
+        asking.result()
+    assert seen == [(503, 503), (503, 503), (503, 0)]
+
+
 def test_no_request_that_fits_the_schema_breaks_the_server(server: ServerProcess) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     seen = 0
@@ -352,8 +381,8 @@ class long_streams:
             stream.close()
 
 
-def post(server: ServerProcess, path: str, body: bytes | None) -> tuple[int, Any]:
-    address = urlparse(server.url)
+def post(url: str, path: str, body: bytes | None) -> tuple[int, Any]:
+    address = urlparse(url)
     connection = http.client.HTTPConnection(str(address.hostname), address.port)
     connection.request("GET" if body is None else "POST", path, body, {"content-type": "application/json"})
     response = connection.getresponse()
