@@ -15,6 +15,7 @@ from typing import Any, Literal
 import psutil
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from config import Config
 from errors import ConfigError, EnvironmentNotReady, TrainboxError
@@ -124,13 +125,20 @@ class AdaptedModel:
         return model
 
     def use(self, served: ServedModel) -> None:
-        """Answer with this model from now on, whose base is loaded; loads its adapter if need be."""
+        """Answer with this model from now on, whose base is loaded; loads its adapter if need be.
+
+        Raises EnvironmentNotReady where its files or memory are missing; any other model can be used then.
+        """
         if served.adapter is None:
             self._switch(None)
             return
         key = (served.name, served.key)
         if key not in self._loaded:
-            self._load(served, served.adapter)
+            try:
+                self._load(served, served.adapter)
+            except (OSError, ValueError, SafetensorError, MemoryError, torch.OutOfMemoryError) as error:
+                free_memory()
+                raise EnvironmentNotReady(f"{served.name} cannot be loaded now: {error}") from error
         self._loaded.move_to_end(key)
         self._switch(self._loaded[key])
 

@@ -216,7 +216,7 @@ class Engine:
         self._joining = [ticket for group in groups for ticket in group]
         for group in groups:
             self._join(group)
-        self._joining = []
+            del self._joining[: len(group)]
         for lane in list(self._lanes.values()):
             self._advance(lane)
         self._model.drop_unused(self._lanes.keys())
@@ -242,13 +242,13 @@ class Engine:
                 return  # those who ask bring their bases themselves
             self._preload = None
         if self._model.base == served.base.folder or self._settle(served.base.folder):
-            self._model.use(served)
+            self._can_use(served, ())
 
     def _next_groups(self) -> list[list[Ticket]]:
         """Take from the front of the queue what may join now, by version."""
-        if not self._waiting or self._room <= self.running:
-            return []
-        if not self._is_settled(self._waiting[0]):
+        with self._changed:
+            first = self._waiting[0] if self._waiting else None
+        if first is None or self._room <= self.running or not self._is_settled(first):
             return []
         groups: dict[tuple[str, str], list[Ticket]] = {}
         room, widest = self._room - self.running, 0
@@ -289,7 +289,8 @@ class Engine:
     def _join(self, tickets: list[Ticket]) -> None:
         """Read the prompts of one version and give each its first token."""
         served = tickets[0].served
-        self._model.use(served)
+        if not self._can_use(served, tickets):
+            return
         key = (served.name, served.key)
         lane = self._lanes.get(key) or self._new_lane(served)
         samplers = [Sampler(ticket.sampling) for ticket in tickets]
@@ -303,6 +304,16 @@ class Engine:
         lane.rows += [_Row.of(ticket) for ticket in tickets]
         self._lanes[key] = lane
         self._take(lane, tokens, first=len(lane.rows) - len(tickets))
+
+    def _can_use(self, served: ServedModel, tickets: Sequence[Ticket]) -> bool:
+        """Answer with this model from now on; what keeps it from being loaded is told to its tickets only."""
+        try:
+            self._model.use(served)
+        except TrainboxError as error:
+            logger.error("%s", error)
+            self._pieces += [(ticket, Piece("", 0, error=error)) for ticket in tickets]
+            return False
+        return True
 
     def _new_lane(self, served: ServedModel) -> _Lane:
         return _Lane(served, Batch(self._model.model, served.base.template.pad_token_id), [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -365,6 +366,43 @@ def test_a_base_that_cannot_be_loaded_fails_its_own_requests_only(desk: Desk, tm
     desk.start()
     assert desk.answer(broken).error is not None
     assert desk.answer(well).finish_reason is not None
+
+
+@pytest.mark.parametrize("trouble", [torch.OutOfMemoryError("CUDA out of memory"), FileNotFoundError("gone")])
+def test_an_adapter_that_cannot_be_loaded_fails_its_own_requests_only(
+    desk: Desk, trouble: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer with another version goes on meanwhile, and so does the version once it can be loaded."""
+    desk.start()
+    desk.ask(desk.ticket("red", "v0001", max_tokens=1))  # which loads its adapter
+    going = desk.ticket("red", "v0001", max_tokens=40)
+    plain = PeftModel.load_adapter
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(PeftModel, "load_adapter", fail)
+    desk.engine.submit([going, broken := desk.ticket("red", "v0002")])
+    assert desk.answer(broken).error is not None
+    assert desk.answer(going).finish_reason is not None
+    assert desk.engine.failures == 0
+    monkeypatch.setattr(PeftModel, "load_adapter", plain)
+    assert desk.ask(desk.ticket("red", "v0002"))[0].finish_reason is not None
+
+
+def test_a_request_that_goes_away_while_the_first_in_line_is_looked_at_breaks_no_round(desk: Desk) -> None:
+    """The queue is emptied in the middle of the look, as a cancellation from another thread does."""
+    ticket = desk.ticket("red")
+
+    class Vanishing(deque[Ticket]):
+        def __bool__(self) -> bool:
+            is_filled = len(self) > 0
+            if is_filled and not desk.engine._changed._is_owned():  # type: ignore[attr-defined]
+                desk.engine.cancel(ticket)
+            return is_filled
+
+    desk.engine._waiting = Vanishing([ticket])
+    assert desk.engine._next_groups() in ([], [[ticket]])
 
 
 def test_what_comes_together_is_read_together(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
