@@ -83,7 +83,7 @@ class AdaptedModel:
             return
         try:
             self._fetched = base, self._load_base(base, torch.device("cpu"))
-        except (OSError, TrainboxError) as error:
+        except (OSError, TrainboxError, RuntimeError, MemoryError) as error:
             logger.error("Cannot load what comes next, and will try again when it is asked for: %s", error)
 
     def is_at(self, base: Path, place: Place) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar, get_args
 
 from starlette.requests import Request
@@ -137,21 +138,34 @@ class Answering:
         self._adopted, self._followed = served, pointer
         logger.info("Answering with %s as current", served.name)
 
-    async def follow(self, has_ended: Callable[[], bool]) -> None:
-        """Keep looking at both; to load a base takes longer than a run may wait for its room."""
-        await asyncio.gather(*(self._keep(look, has_ended) for look in (self.see_training, self.see_current)))
+    async def follow(self) -> None:
+        """Keep looking at both until cancelled; to load a base takes longer than a run may wait for its room.
 
-    async def _keep(self, look: Callable[[], None], has_ended: Callable[[], bool]) -> None:
-        """Look again and again; what is wrong is logged once."""
+        The looks have threads of their own: requests wait for none of them.
+        """
+        looks = (self.see_training, self.see_current)
+        threads = ThreadPoolExecutor(len(looks), "following")
+        try:
+            await asyncio.gather(*(self._keep(look, threads) for look in looks))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _keep(self, look: Callable[[], None], threads: Executor) -> None:
+        """Look again and again, whatever a look ends by; what is wrong is logged once."""
         trouble = ""
-        while not has_ended():
+        while True:
+            found = ""
             try:
-                await asyncio.to_thread(look)
-                trouble = ""
+                await asyncio.get_running_loop().run_in_executor(threads, look)
             except (TrainboxError, OSError) as error:
-                if str(error) != trouble:
+                found = str(error)
+                if found != trouble:
                     logger.error("Cannot follow what goes on here: %s", error)
-                trouble = str(error)
+            except Exception as error:
+                found = f"{type(error).__name__}: {error}"
+                if found != trouble:
+                    logger.exception("Cannot follow what goes on here, and will look again")
+            trouble = found
             await asyncio.sleep(TROUBLE_SECONDS if trouble else LOOK_SECONDS)
 
     def _look_up(self, wish: Wish, encode: Encode) -> tuple[ServedModel, Sequence[Sequence[int]]]:

@@ -30,6 +30,8 @@ from training.model import set_threads
 
 logger = logging.getLogger(__name__)
 
+PING_SECONDS = 0.25
+"""Time between two signs of life, each of which sees whether there is still something alive."""
 MORE_CONNECTIONS = 64
 """Connections beyond those that run and wait."""
 
@@ -85,21 +87,21 @@ class InferenceServer:
     async def _serve(self, listener: socket.socket) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._server.stop)
-        following = asyncio.ensure_future(self._answering.follow(self._keep_alive))
+        beside = [asyncio.ensure_future(each) for each in (self._answering.follow(), self._keep_alive())]
         try:
             await self._server.serve([listener])
         finally:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
-    def _keep_alive(self) -> bool:
-        """Show systemd a sign of life; tell whether the server has to end."""
-        self._notifier.ping()
-        if self._engine.is_broken:
-            logger.error("Ending: the model is broken; a fresh process has to take the place of this one")
-            self._server.stop()
-        return self._engine.is_broken
+    async def _keep_alive(self) -> None:
+        """Show systemd that the loop goes round until the model is broken; end the server then."""
+        while not self._engine.is_broken:
+            self._notifier.ping()
+            await asyncio.sleep(PING_SECONDS)
+        logger.error("Ending: the model is broken; a fresh process has to take the place of this one")
+        self._server.stop()
 
     @contextlib.contextmanager
     def _known_at(self, url: str) -> Iterator[None]:

@@ -65,3 +65,24 @@ def test_a_base_that_memory_does_not_hold_beside_the_other_is_loaded_in_its_plac
     assert "requests will wait for it" in caplog.text
     model.settle(other, "accelerator")
     assert model.base == other
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("can't allocate memory"), MemoryError()])
+def test_what_keeps_the_next_base_from_being_loaded_is_told_and_tried_again(
+    model: AdaptedModel,
+    tiny_model: Path,
+    other: Path,
+    trouble: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise trouble
+
+    model.settle(tiny_model, "accelerator")
+    with monkeypatch.context() as patched:
+        patched.setattr(adapters, "load_base", fail)
+        model.fetch(other)
+    assert "will try again when it is asked for" in caplog.text
+    model.settle(other, "accelerator")
+    assert model.base == other

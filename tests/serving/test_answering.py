@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import re
 import threading
@@ -14,7 +15,11 @@ import pytest
 import durable
 from config import Paths, load_config
 from monitoring.training_status import TrainingStatus, read_status
-from serving.answering import trains
+from serving import answering
+from serving.adapters import AdaptedModel
+from serving.answering import Answering, trains
+from serving.batching import Engine
+from serving.catalogue import Catalogue
 from tests.serving.inference_process import ServerProcess, training
 from tests.serving.published import make_base, publish
 from tests.waiting import wait_until
@@ -33,6 +38,16 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
     running = ServerProcess(paths)
     yield running
     assert running.end() == 0, running.log.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_model: Path) -> Answering:
+    """What takes requests in this process, for a version of the tiny model; its engine stands still."""
+    paths = make_base(tmp_path / "desk", tiny_model)
+    publish(paths, tiny_model, 1)
+    config = load_config(paths.base)
+    engine = Engine(AdaptedModel(config), 1, 100, lambda pieces: None)
+    return Answering(paths, config, Catalogue(paths, config.model), engine)
 
 
 def answer_of(paths: Paths, version: str) -> str:
@@ -70,6 +85,34 @@ def test_a_run_is_what_has_a_job_and_a_phase(
     status = TrainingStatus(state=state, job_id=job_id)
     durable.write_json(paths.status_file, status.model_dump(mode="json"))
     assert trains(read_status(paths)) is expected
+
+
+def test_a_look_that_ends_by_an_error_nobody_foresaw_is_told_and_tried_again(
+    desk: Answering, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other look goes on meanwhile."""
+    monkeypatch.setattr(answering, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(answering, "TROUBLE_SECONDS", 0.001)
+    looks: dict[str, int] = {"training": 0, "current": 0}
+
+    def look(at: str) -> None:
+        looks[at] += 1
+        if at == "current" and looks[at] < 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(desk, "see_training", lambda: look("training"))
+    monkeypatch.setattr(desk, "see_current", lambda: look("current"))
+
+    async def follow() -> None:
+        following = asyncio.ensure_future(desk.follow())
+        while min(looks.values()) < 5:
+            assert not following.done()
+            await asyncio.sleep(0.001)
+        following.cancel()
+
+    asyncio.run(follow())
+    (told,) = [record for record in caplog.records if record.exc_info is not None]
+    assert "can't allocate memory" in str(told.exc_info)
 
 
 class Askers:
