@@ -16,7 +16,7 @@ from errors import ConfigError, IntegrityError, RecordRefused, TrainboxError, Us
 from monitoring.events import Phase
 from monitoring.training_status import Reading, read_status
 from serving.batching import Engine
-from serving.catalogue import CURRENT, Catalogue, ServedModel
+from serving.catalogue import BASE, CURRENT, Catalogue, ServedModel
 from serving.openai_api import ApiError, Usage, Wish
 from serving.tickets import Piece, QueueFull, Ticket
 
@@ -86,6 +86,7 @@ class Answering:
         self._engine = engine
         self._followed: str | None = None
         self._adopted: ServedModel | None = None
+        self._verifying = ThreadPoolExecutor(1, "verifying")
         self.catalogue = catalogue
         self.is_training = False
         """Whether a run is at work here, as of the last look."""
@@ -97,19 +98,14 @@ class Answering:
             message = "a run is training, and serving.during_training is 'refuse'; try again later"
             raise ApiError(503, message, code="training", retry_seconds=TRAINING_RETRY_SECONDS)
         with self._engine.expecting():
-            served, prompts = await asyncio.to_thread(self._look_up, wish, encode)
-            answers = Answers(self._engine, served)
-            answers.tickets = [
-                Ticket(
-                    *(served, prompt, self._limit(wish, served, prompt), answers.receiver(index)),
-                    sampling=wish.sampling,
-                    stop=wish.stops,
-                    is_streamed=bool(wish.stream),
-                )
-                for index, prompt in enumerate(prompts)
-            ]
-            self._engine.submit(answers.tickets)
-        return answers
+            found = await asyncio.to_thread(self._look_up, wish.model, encode, self.known)
+            if found is not None:
+                return self._queue(wish, *found)
+        # To look through gigabytes takes long; requests for what is known already do not wait behind that.
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._verifying, self._look_up, wish.model, encode, self.find)
+        assert found is not None
+        return self._queue(wish, *found)
 
     def find(self, name: str) -> ServedModel:
         """Return the model of that name, as the catalogue does.
@@ -117,10 +113,24 @@ class Answering:
         When `current` has moved to a version on another base, `current` stays what it was before until the
         other base is loaded, too: nobody waits for that.
         """
+        return self._adopted_for(name) or self.catalogue.find(name)
+
+    def known(self, name: str) -> ServedModel | None:
+        """Return what `find` would, at once; None where its bytes are to be looked through first."""
+        return self._adopted_for(name) or self.catalogue.known(name)
+
+    def name_of(self, name: str) -> str:
+        """Return which model answers to a name, ``base`` or a version; raises as `Catalogue.known` does."""
+        adopted = self._adopted_for(name)
+        if adopted is not None:
+            return adopted.name
+        version = self.catalogue.resolve(name)
+        return BASE if version is None else version.name
+
+    def _adopted_for(self, name: str) -> ServedModel | None:
         adopted = self._adopted
-        if name == CURRENT and adopted is not None and not self.catalogue.is_on(adopted.base):
-            return adopted
-        return self.catalogue.find(name)
+        stays = name == CURRENT and adopted is not None and not self.catalogue.is_on(adopted.base)
+        return adopted if stays else None
 
     def see_training(self) -> None:
         """See whether a run trains, and make room for it if so configured."""
@@ -168,12 +178,30 @@ class Answering:
             trouble = found
             await asyncio.sleep(TROUBLE_SECONDS if trouble else LOOK_SECONDS)
 
-    def _look_up(self, wish: Wish, encode: Encode) -> tuple[ServedModel, Sequence[Sequence[int]]]:
-        served = self.find(wish.model)
+    def _look_up(
+        self, name: str, encode: Encode, find: Callable[[str], ServedModel | None]
+    ) -> tuple[ServedModel, Sequence[Sequence[int]]] | None:
+        served = find(name)
+        if served is None:
+            return None
         prompts = encode(served.base.template)
         for prompt in prompts:
             self._refuse_length(served, prompt)
         return served, prompts
+
+    def _queue(self, wish: Wish, served: ServedModel, prompts: Sequence[Sequence[int]]) -> Answers:
+        answers = Answers(self._engine, served)
+        answers.tickets = [
+            Ticket(
+                *(served, prompt, self._limit(wish, served, prompt), answers.receiver(index)),
+                sampling=wish.sampling,
+                stop=wish.stops,
+                is_streamed=bool(wish.stream),
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        self._engine.submit(answers.tickets)
+        return answers
 
     def _refuse_length(self, served: ServedModel, prompt: Sequence[int]) -> None:
         longest, where = self._config.max_prompt_tokens, "serving.max_prompt_tokens"

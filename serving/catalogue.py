@@ -11,7 +11,7 @@ from pathlib import Path
 import durable
 from chat_template import ChatTemplate
 from config import ModelConfig, Paths
-from errors import IntegrityError
+from errors import IntegrityError, UsageError
 from training.base_model import base_sha256
 from training.full_models import base_under
 from training.versions import Version, VersionStore
@@ -76,34 +76,52 @@ class Catalogue:
         Each byte of a version, and of a sealed base, is checked when it is first asked for. Raises UsageError
         when there is no such model, IntegrityError when it is damaged, ConfigError when its base is missing.
         """
-        if name == BASE:
-            return self._plain_base()
-        version = self._store.current() if name == CURRENT else self._store.get(name)
-        return self._plain_base() if version is None else self._version(version)
-
-    def _plain_base(self) -> ServedModel:
-        known = self._bases.get(None)
+        version = self.resolve(name)
+        known = self._known(version)
         if known is not None:
-            return ServedModel(BASE, known)
-        with self._lock:
-            return ServedModel(BASE, self._base(None))
-
-    def _version(self, version: Version) -> ServedModel:
-        key = (version.name, version.manifest_sha256)
-        known = self._verified.get(key)
-        if known is not None:  # also while the lock is held to look through a large base
             return known
         with self._lock:
-            if key not in self._verified:
-                self._store.verify(version)
-                base = self._base(version)
-                if version.facts.base_sha256 != base.sha256:
-                    raise IntegrityError(
-                        f"{version.name} was trained on other base weights than those in {base.folder}; set "
-                        f"model.base to {version.facts.base_model!r}"
-                    )
-                self._verified[key] = ServedModel(version.name, base, version.folder, version.manifest_sha256)
-            return self._verified[key]
+            return self._known(version) or self._verify(version)
+
+    def known(self, name: str) -> ServedModel | None:
+        """Return the model of that name at once, or None where `find` would have to look through it first.
+
+        Raises UsageError when there is no such model, IntegrityError when it is no whole version.
+        """
+        return self._known(self.resolve(name))
+
+    def resolve(self, name: str) -> Version | None:
+        """Return the version of that name, not looked through; None: the base. Raises as `known` does."""
+        if name == BASE:
+            return None
+        if name == CURRENT:
+            return self._store.current()
+        try:
+            return self._store.get(name)
+        except UsageError as error:
+            names = ", ".join(self.names())
+            raise UsageError(f"model: found no version {name!r}, expected one of: {names}") from error
+
+    def _known(self, version: Version | None) -> ServedModel | None:
+        """Look it up without the lock, which is held for as long as a large base is looked through."""
+        if version is not None:
+            return self._verified.get((version.name, version.manifest_sha256))
+        base = self._bases.get(None)
+        return None if base is None else ServedModel(BASE, base)
+
+    def _verify(self, version: Version | None) -> ServedModel:
+        if version is None:
+            return ServedModel(BASE, self._base(None))
+        self._store.verify(version)
+        base = self._base(version)
+        if version.facts.base_sha256 != base.sha256:
+            raise IntegrityError(
+                f"{version.name} was trained on other base weights than those in {base.folder}; set "
+                f"model.base to {version.facts.base_model!r}"
+            )
+        served = ServedModel(version.name, base, version.folder, version.manifest_sha256)
+        self._verified[version.name, version.manifest_sha256] = served
+        return served
 
     def _base(self, version: Version | None) -> BaseModel:
         consolidated = None if version is None else version.facts.consolidated

@@ -62,7 +62,7 @@ def inference_api(answering: Answering, health: Health) -> FastAPI:
 
     @app.get("/v1/models/{model}")
     def tell_model(model: str) -> dict[str, Any]:
-        return {**_model_card(model), "root": answering.find(model).name}
+        return {**_model_card(model), "root": answering.name_of(model)}
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:

@@ -7,12 +7,14 @@ import concurrent.futures
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import durable
+from chat_template import ChatTemplate
 from config import Paths, load_config
 from monitoring.training_status import TrainingStatus, read_status
 from serving import answering
@@ -20,6 +22,7 @@ from serving.adapters import AdaptedModel
 from serving.answering import Answering, trains
 from serving.batching import Engine
 from serving.catalogue import Catalogue
+from serving.openai_api import GenerateRequest
 from tests.serving.inference_process import ServerProcess, training
 from tests.serving.published import make_base, publish
 from tests.waiting import wait_until
@@ -113,6 +116,40 @@ def test_a_look_that_ends_by_an_error_nobody_foresaw_is_told_and_tried_again(
     asyncio.run(follow())
     (told,) = [record for record in caplog.records if record.exc_info is not None]
     assert "can't allocate memory" in str(told.exc_info)
+
+
+def test_nobody_who_asks_what_is_known_waits_for_what_is_looked_through(
+    desk: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More requests than the loop has threads ask for a version whose bytes take for ever."""
+    desk.find("base")
+    plain, is_let_go = VersionStore.verify, threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        is_let_go.wait()
+        plain(*arguments)
+
+    monkeypatch.setattr(VersionStore, "verify", slow)
+
+    async def ask() -> list[str]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(2))
+        waiting = [asyncio.ensure_future(desk.begin(asked("v0001"), encode)) for _ in range(4)]
+        known = await desk.begin(asked("base"), encode)
+        assert not any(each.done() for each in waiting)
+        assert desk.name_of("v0001") == desk.name_of("current") == "v0001"
+        is_let_go.set()
+        return [known.served.name, *(answers.served.name for answers in await asyncio.gather(*waiting))]
+
+    assert asyncio.run(ask()) == ["base", *["v0001"] * 4]
+
+
+def asked(model: str) -> GenerateRequest:
+    return GenerateRequest(prompt="red", model=model)
+
+
+def encode(template: ChatTemplate) -> list[list[int]]:
+    return [template.encode_beginning("red")]
 
 
 class Askers:
