@@ -86,6 +86,7 @@ class Answering:
         self._engine = engine
         self._followed: str | None = None
         self._adopted: ServedModel | None = None
+        self._trouble: str | None = None
         self._verifying = ThreadPoolExecutor(1, "verifying")
         self.catalogue = catalogue
         self.is_training = False
@@ -132,6 +133,16 @@ class Answering:
         stays = name == CURRENT and adopted is not None and not self.catalogue.is_on(adopted.base)
         return adopted if stays else None
 
+    def current(self) -> tuple[str | None, str | None]:
+        """Return what answers as `current`, and what is wrong with it; None for what there is not."""
+        try:
+            known = self.known(CURRENT)
+        except (TrainboxError, OSError) as error:
+            return None, str(error)
+        if known is None:
+            return None, self._trouble or "its bytes are being looked through"
+        return known.name, self._trouble
+
     def see_training(self) -> None:
         """See whether a run trains, and make room for it if so configured."""
         self.is_training = trains(read_status(self._paths))
@@ -140,10 +151,15 @@ class Answering:
 
     def see_current(self) -> None:
         """See which version is current, and load what it needs before it is asked for."""
-        pointer = self.catalogue.pointer()
-        if pointer == self._followed:
+        try:
+            pointer = self.catalogue.pointer()
+            served = None if pointer == self._followed else self.catalogue.find(CURRENT)
+        except (TrainboxError, OSError) as error:
+            self._trouble = str(error)
+            raise
+        self._trouble = None
+        if served is None:
             return
-        served = self.catalogue.find(CURRENT)
         self._engine.prepare(served)
         self._adopted, self._followed = served, pointer
         logger.info("Answering with %s as current", served.name)

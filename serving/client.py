@@ -25,6 +25,14 @@ HEALTH_SECONDS = 15.0
 ANSWER_SECONDS = 600.0
 
 
+class NobodyListens(EnvironmentNotReady):
+    """There is no server at the address."""
+
+
+class CannotNow(EnvironmentNotReady):
+    """The server answered that it cannot do it at the moment."""
+
+
 @dataclass(frozen=True)
 class InferenceClient:
     """Speaks to one server."""
@@ -32,12 +40,19 @@ class InferenceClient:
     url: str
     token: str | None
 
-    def is_healthy(self) -> bool:
-        """Tell whether it answers at all."""
+    def is_there(self) -> bool:
+        """Tell whether a server listens, be it well or not: what is wrong it tells whoever asks it.
+
+        Raises UsageError when it wants a token that is not known here, EnvironmentNotReady when it is silent.
+        """
         try:
-            return bool(self.get("/health", HEALTH_SECONDS)["status"] == "ok")
-        except TrainboxError:
+            with self._open("/health", None, HEALTH_SECONDS) as response:
+                response.read()
+        except NobodyListens:
             return False
+        except CannotNow:
+            pass
+        return True
 
     def get(self, path: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
         """Return the document at a path; raises what `ask` raises."""
@@ -72,9 +87,25 @@ class InferenceClient:
             with _DIRECT.open(request, timeout=seconds) as response:
                 yield response
         except urllib.error.HTTPError as error:
-            raise _refusal(error.code, error.read()) from error
+            raise self._refusal(error.code, error.read()) from error
+        except urllib.error.URLError as error:
+            kind = NobodyListens if isinstance(error.reason, ConnectionRefusedError) else EnvironmentNotReady
+            raise kind(f"{self.url}: the inference server cannot be asked: {error.reason}") from error
         except (OSError, http.client.HTTPException) as error:
             raise EnvironmentNotReady(f"{self.url}: the inference server went away: {error}") from error
+
+    def _refusal(self, status: int, body: bytes) -> TrainboxError:
+        if status == 401:
+            known = "none is known here" if self.token is None else "the one that is known here is another"
+            return UsageError(
+                f"{self.url}: the inference server wants a token, and {known}; set serving.token_file in "
+                "config.yaml, or TRAINBOX_SERVING__TOKEN_FILE, to a file of yours that holds it (mode 600)"
+            )
+        try:
+            message = orjson.loads(body)["error"]["message"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            message = f"{self.url}: the inference server answered {status}"
+        return CannotNow(message) if status >= 500 or status == 429 else UsageError(message)
 
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -84,7 +115,10 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 def find_server(
     paths: Paths, config: Config, environment: Mapping[str, str] = os.environ
 ) -> InferenceClient | None:
-    """Return a client of the server that answers for this base folder, or None where none runs."""
+    """Return a client of the server that answers for this base folder, or None where none runs.
+
+    Raises what `InferenceClient.is_there` raises: one that cannot be asked is no reason for a second model.
+    """
     try:
         document = durable.read_json(paths.inference_address)
     except FileNotFoundError:
@@ -92,7 +126,7 @@ def find_server(
     if start_ticks(document["pid"]) != document["pid_start_ticks"]:
         return None
     client = InferenceClient(document["url"], read_token(config.serving, paths.base, environment))
-    return client if client.is_healthy() else None
+    return client if client.is_there() else None
 
 
 def _text_of(line: bytes) -> Iterator[str]:
@@ -104,13 +138,4 @@ def _text_of(line: bytes) -> Iterator[str]:
     if "error" in document:
         raise EnvironmentNotReady(document["error"]["message"])
     for choice in document["choices"]:
-        yield choice["delta"].get("content", "")
-
-
-def _refusal(status: int, body: bytes) -> TrainboxError:
-    try:
-        message = orjson.loads(body)["error"]["message"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        message = f"the inference server answered {status}"
-    later = status >= 500 or status == 429
-    return EnvironmentNotReady(message) if later else UsageError(message)
+        yield choice["delta"].get("content") or ""

@@ -122,11 +122,13 @@ class InferenceServer:
             self._loop.call_soon_threadsafe(_receive, pieces)
 
     def _health(self) -> dict[str, Any]:
+        current, trouble = self._answering.current()
         return {
             "status": "failing" if self._engine.failures else WELL,
             "pid": os.getpid(),
             "base_folder": str(self._paths.base),
-            "current": self._answering.find(CURRENT).name,
+            "current": current,
+            "trouble": trouble,
             "device": self._model.device,
             "adapters": self._model.adapters,
             "running": self._engine.running,

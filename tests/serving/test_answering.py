@@ -16,6 +16,7 @@ import pytest
 import durable
 from chat_template import ChatTemplate
 from config import Paths, load_config
+from errors import IntegrityError
 from monitoring.training_status import TrainingStatus, read_status
 from serving import answering
 from serving.adapters import AdaptedModel
@@ -142,6 +143,22 @@ def test_nobody_who_asks_what_is_known_waits_for_what_is_looked_through(
         return [known.served.name, *(answers.served.name for answers in await asyncio.gather(*waiting))]
 
     assert asyncio.run(ask()) == ["base", *["v0001"] * 4]
+
+
+def test_how_the_server_is_can_be_told_while_current_is_damaged(desk: Answering, tmp_path: Path) -> None:
+    desk.see_current()
+    assert desk.current() == ("v0001", None)
+    paths = Paths(tmp_path / "desk")
+    bad = publish(paths, Path(load_config(paths.base).model.base), 2)
+    weights = bad.folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(IntegrityError):
+        desk.see_current()
+    name, trouble = desk.current()
+    assert name is None and trouble is not None and "v0002" in trouble
+    VersionStore(paths).promote("v0001", "a test wants it")
+    desk.see_current()
+    assert desk.current() == ("v0001", None)
 
 
 def asked(model: str) -> GenerateRequest:
