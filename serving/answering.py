@@ -72,7 +72,7 @@ class Answers:
         return Usage.of(sum(len(ticket.prompt) for ticket in self.tickets), completion_tokens)
 
     def cancel(self) -> None:
-        """Free the places of what is not answered yet."""
+        """Free the places of what is not answered yet; safe to repeat."""
         for ticket in self.tickets:
             self._engine.cancel(ticket)
 
@@ -247,7 +247,7 @@ def trains(reading: Reading | None) -> bool:
 
 
 async def unless_gone(request: Request, answers: Answers, work: Awaitable[Result]) -> Result:
-    """Return what `work` returns; free the places of its answers and raise ClientGone when nobody waits."""
+    """Return what `work` returns, and raise ClientGone when nobody waits; frees all places if it raises."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_until_gone(request))
     try:
@@ -255,9 +255,10 @@ async def unless_gone(request: Request, answers: Answers, work: Awaitable[Result
         if not working.done():
             raise ClientGone
         return working.result()
+    except BaseException:
+        answers.cancel()
+        raise
     finally:
-        if not working.done():
-            answers.cancel()
         for task in (working, watching):
             task.cancel()
 

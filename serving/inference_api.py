@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from chat_template import ChatTemplate
 from errors import TrainboxError
@@ -166,7 +167,21 @@ async def _respond(asked: Wish, request: Request, answers: Answers, shape: _Chat
     # With the first piece it is known whether there will be an answer: until then an error has a status.
     coming = answers.pieces()
     first = await unless_gone(request, answers, anext(coming))
-    return StreamingResponse(_events(asked, answers, shape, first, coming), media_type="text/event-stream")
+    return _Streamed(_events(asked, answers, shape, first, coming), answers)
+
+
+class _Streamed(StreamingResponse):
+    """Frees the places of its answers however it ends: also when nobody waits for the first word of it."""
+
+    def __init__(self, events: AsyncIterator[bytes], answers: Answers) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.cancel()
 
 
 async def _events(
@@ -176,7 +191,7 @@ async def _events(
     first: tuple[int, Piece],
     coming: AsyncIterator[tuple[int, Piece]],
 ) -> AsyncIterator[bytes]:
-    """Yield a streamed answer as server-sent events; a client that goes away ends it."""
+    """Yield a streamed answer as server-sent events."""
     tokens: dict[int, int] = {}
     try:
         index, piece = first
@@ -190,8 +205,6 @@ async def _events(
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield _event(error.body)
-    finally:
-        answers.cancel()
 
 
 def _event(document: dict[str, Any]) -> bytes:
