@@ -29,6 +29,8 @@ HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ProtectHome= hides."""
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
 """What PrivateTmp= replaces."""
+USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where a service looks for programs beside vLLM's folder."""
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -97,9 +99,9 @@ class Service:
             "PROTECT_HOME": "read-only" if self._needs(HOMES) else "yes",
             "PRIVATE_TMP": "no" if self._needs(TEMPORARY) else "yes",
         }
-        name = f"{self.kind}.service.in" if self.program == "daemon" else f"inference-{self.kind}.service.in"
-        template = (TEMPLATES / name).read_text(encoding="utf-8")
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+        if self._is_vllm:
+            values["VLLM_PATH"] = _word(f"PATH={self._vllm().parent}:{USUAL_PATH}")
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], self._template())
 
     def install(self) -> Path:
         """Check the unit and write it where systemd looks; return its path. Nothing is started or enabled."""
@@ -125,6 +127,28 @@ class Service:
             f"systemctl --user enable --now {self.name}",
             "loginctl enable-linger",
         ]
+
+    def _template(self) -> str:
+        if self.program == "daemon":
+            return (TEMPLATES / f"{self.kind}.service.in").read_text(encoding="utf-8")
+        engine = (TEMPLATES / f"engine-{self.config.serving.engine}.in").read_text(encoding="utf-8")
+        template = (TEMPLATES / f"inference-{self.kind}.service.in").read_text(encoding="utf-8")
+        return template.replace("@ENGINE@\n", engine)
+
+    @property
+    def _is_vllm(self) -> bool:
+        return self.program == "inference" and self.config.serving.engine == "vllm"
+
+    def _vllm(self) -> Path:
+        """Return where vLLM lies: a service does not search the folders that a shell does."""
+        program = shutil.which("vllm")
+        if program is None:
+            raise UsageError(
+                "serving.engine: found 'vllm' and no program of that name, expected it on the PATH where the "
+                "unit is made; put its folder there (with sudo: sudo env PATH=$PATH …), or set "
+                "serving.engine: transformers"
+            )
+        return Path(program).absolute()
 
     def _module(self) -> list[str]:
         """Return what of this checkout Python runs."""
@@ -155,6 +179,7 @@ class Service:
             Path(sys.base_prefix),
             CODE_FOLDER,
             self.paths.base / self.config.model.base,
+            *([self._vllm()] if self._is_vllm else []),
             *cache,
         )
         for path in (*program, *self._written()):

@@ -1,4 +1,4 @@
-"""Asks the inference server of a base folder, where one runs."""
+"""Asks the inference server of a base folder, where one runs, and tells where that is."""
 
 from __future__ import annotations
 
@@ -110,6 +110,12 @@ class InferenceClient:
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """A proxy for the world is not one for this machine."""
+
+
+def write_address(paths: Paths, url: str) -> None:
+    """Tell `find_server` that this process answers there, for as long as it lives."""
+    document = {"url": url, "pid": os.getpid(), "pid_start_ticks": start_ticks(os.getpid())}
+    durable.write_json(paths.inference_address, document, sync=False)
 
 
 def find_server(

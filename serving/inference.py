@@ -11,16 +11,15 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import durable
 from config import Config, Paths
 from errors import UsageError
 from monitoring.systemd import Notifier
-from monitoring.training_status import start_ticks
 from serving.access import Access, access_rules
 from serving.adapters import AdaptedModel
 from serving.answering import Answering
 from serving.batching import Engine
 from serving.catalogue import CURRENT, Catalogue
+from serving.client import write_address
 from serving.inference_api import WELL, inference_api
 from serving.monitor_thread import address, listen
 from serving.openai_api import error_body
@@ -106,8 +105,7 @@ class InferenceServer:
     @contextlib.contextmanager
     def _known_at(self, url: str) -> Iterator[None]:
         """Tell where the server listens for as long as it does."""
-        document = {"url": url, "pid": os.getpid(), "pid_start_ticks": start_ticks(os.getpid())}
-        durable.write_json(self._paths.inference_address, document, sync=False)
+        write_address(self._paths, url)
         logger.info("Answering at %s", url)
         self._notifier.send("READY=1", f"STATUS=answering at {url}")
         try:

@@ -13,6 +13,7 @@ from config import Config, Paths
 from errors import UsageError
 from serving.access import access_rules, is_loopback
 from serving.catalogue import BASE, CURRENT, BaseModel, Catalogue
+from serving.client import write_address
 from training.versions import Version, VersionStore
 
 PROGRAM = "vllm"
@@ -33,7 +34,8 @@ def vllm_command(
     longest = serving.max_prompt_tokens + serving.max_output_tokens
     if base.window_tokens is not None:  # vLLM does not start with more
         longest = min(longest, base.window_tokens)
-    command = [PROGRAM, "serve", str(base.folder), "--served-model-name", BASE]
+    names = [BASE] if CURRENT in adapters else [BASE, CURRENT]
+    command = [PROGRAM, "serve", str(base.folder), "--served-model-name", *names]
     command += ["--host", serving.host, "--port", str(serving.inference_port)]
     command += ["--max-num-seqs", str(serving.max_batch)]
     command += ["--max-model-len", str(longest), "--allowed-origins", "[]"]
@@ -66,9 +68,13 @@ def _room_for(rank: int) -> int:
 
 
 def vllm_environment(environment: Mapping[str, str], token: str | None) -> dict[str, str]:
-    """Return vLLM's environment: the token, which a command line would show to everybody."""
-    changed = {**environment, **({} if token is None else {API_KEY: token})}
+    """Return vLLM's environment: the token, which a command line would show to everybody.
+
+    What a unit says about where our modules lie is left out: vLLM's are others.
+    """
+    changed = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     if token is not None:
+        changed[API_KEY] = token
         # Whoever knows the token may load a later version without a restart.
         changed[RUNTIME_UPDATES] = "True"
     return changed
@@ -77,7 +83,8 @@ def vllm_environment(environment: Mapping[str, str], token: str | None) -> dict[
 def become_vllm(paths: Paths, config: Config, environment: Mapping[str, str]) -> None:
     """Replace this process by vLLM; UsageError when it is not installed, or others could reach it.
 
-    `current` stays what it is now until vLLM is started again or told otherwise.
+    `current` stays what it is now until vLLM is started again or told otherwise. Our clients find it by the
+    address that is written here: a process keeps its number when it becomes another program.
     """
     rules = access_rules(config.serving, paths.base, environment)
     if not is_loopback(config.serving.host):
@@ -98,6 +105,7 @@ def become_vllm(paths: Paths, config: Config, environment: Mapping[str, str]) ->
     versions = served_versions(store.list(), current)
     ranks = [_rank(folder) for folder in versions.values()]
     command = vllm_command(config, base, versions, max(ranks, default=0))
+    _tell_address(paths, config)
     os.execve(program, list(command), vllm_environment(environment, rules.token))
 
 
@@ -109,6 +117,14 @@ def served_versions(versions: Sequence[Version], current: Version | None) -> dic
         each.name: each.folder for each in versions if each.facts.base_sha256 == current.facts.base_sha256
     }
     return {CURRENT: current.folder, **alike}
+
+
+def _tell_address(paths: Paths, config: Config) -> None:
+    """Tell where vLLM will listen; a port that it chooses itself is not known."""
+    serving = config.serving
+    if serving.inference_port:
+        host = f"[{serving.host}]" if ":" in serving.host else serving.host
+        write_address(paths, f"http://{host}:{serving.inference_port}")
 
 
 def _rank(folder: Path) -> int:

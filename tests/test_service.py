@@ -97,6 +97,32 @@ def test_systemd_has_nothing_to_say_about_the_unit_of_inference(base: Path, conf
     )
 
 
+@pytest.mark.config_key("serving.engine")
+def test_a_unit_for_vllm_waits_for_no_word_that_vllm_never_says(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths(base)
+    config = load_config(base, ["serving.engine=vllm"])
+    units = [
+        Service.here("system", paths, config, run_as="daemon", program="inference"),
+        Service.here("user", paths, config, program="inference"),
+    ]
+    monkeypatch.setenv("PATH", "/nowhere")
+    for made in units:
+        with pytest.raises(UsageError, match=r"serving\.engine: found 'vllm'.*PATH"):
+            made.unit()
+    (tmp_path / "vllm").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}:/usr/bin")
+    for made in units:
+        unit = made.unit()
+        assert setting(unit, "Type") == "exec"
+        assert not any(word in unit for word in ("WatchdogSec", "NotifyAccess", "@ENGINE@", "@VLLM_PATH@"))
+        assert f'Environment="PATH={tmp_path}:/usr' in unit
+        if shutil.which("systemd-analyze") is not None:
+            service.verify(unit, "trainbox-inference", made.kind)
+    assert setting(Service.here("user", paths, config).unit(), "Type") == "notify"
+
+
 def test_what_a_unit_file_would_interpret_is_escaped(base: Path) -> None:
     unit = make(base / """100% of "a" \\ b""").unit()
     # A checkout that lies in a temporary folder needs that one writable, too.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import durable
 from config import Paths, load_config
 from errors import UsageError
-from monitoring.training_status import start_ticks
-from serving.client import find_server
+from serving.client import find_server, write_address
 
 REFUSAL = b'{"error": {"message": "a sentence", "type": "x", "param": null, "code": null}}'
 
@@ -57,14 +54,8 @@ def paths(stub: Stub, tmp_path: Path) -> Paths:
     """A base folder whose inference server is the stub."""
     paths = Paths(tmp_path)
     paths.create()
-    tell_address(paths, stub.server_port)
+    write_address(paths, f"http://127.0.0.1:{stub.server_port}")
     return paths
-
-
-def tell_address(paths: Paths, port: int) -> None:
-    url = f"http://127.0.0.1:{port}"
-    document = {"url": url, "pid": os.getpid(), "pid_start_ticks": start_ticks(os.getpid())}
-    durable.write_json(paths.inference_address, document)
 
 
 @pytest.mark.parametrize("answer", [(200, b""), (200, b'{"status": "ok"}'), (503, REFUSAL), (503, b"<html>")])
@@ -93,5 +84,5 @@ def test_a_server_that_wants_a_token_is_no_reason_for_a_second_model(
 def test_an_address_where_nobody_listens_is_no_server(paths: Paths) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
-        tell_address(paths, silent.getsockname()[1])
+        write_address(paths, f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert find_server(paths, load_config(paths.base)) is None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import durable
 from config import load_config
 from errors import UsageError
 from serving.catalogue import BaseModel
@@ -68,6 +69,7 @@ def test_a_base_without_versions_is_served_alone(tmp_path: Path) -> None:
     config = load_config(tmp_path, ["model.load_in_4bit=true", "model.precision=bfloat16"])
     command = list(vllm_command(config, base_of(None), {}, 0))
     assert "--enable-lora" not in command
+    assert command[3:6] == ["--served-model-name", "base", "current"]
     assert command[-4:] == ["--dtype", "bfloat16", "--quantization", "bitsandbytes"]
 
 
@@ -101,17 +103,24 @@ def test_this_process_becomes_vllm(tmp_path: Path, tiny_model: Path) -> None:
     paths = make_base(tmp_path / "box", tiny_model, "serving.engine=vllm")
     version = publish(paths, tiny_model, 1)
     program = tmp_path / "vllm"
-    program.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        "print(json.dumps([os.getpid(), os.environ.get('PYTHONPATH'), *sys.argv[1:]]))\n"
+    )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    port = ["--set", "serving.inference_port=9123"]
     served = subprocess.run(
-        [sys.executable, "-m", "cli", "serve", "--base", str(paths.base)],
+        [sys.executable, "-m", "cli", "serve", "--base", str(paths.base), *port],
         cwd=ROOT,
-        env={**os.environ, "PATH": str(tmp_path)},
+        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     )
-    arguments = json.loads(served.stdout)
+    process, its_modules, *arguments = json.loads(served.stdout)
+    address = durable.read_json(paths.inference_address)
+    assert (address["url"], address["pid"]) == ("http://127.0.0.1:9123", process)
+    assert its_modules is None
     assert arguments[:2] == ["serve", str(tiny_model)]
     assert arguments[-3] == "--lora-modules"
     modules = [json.loads(each) for each in arguments[-2:]]
