@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -213,13 +213,22 @@ def _event(document: dict[str, Any]) -> bytes:
 
 def _plain_texts(asked: CompletionRequest) -> Encode:
     def encode(template: ChatTemplate) -> list[list[int]]:
-        return [template.encode_beginning(text) for text in asked.prompts]
+        return [template.encode_beginning(text) for text in asked.prompt]
 
     return encode
 
 
 def _model_card(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": OWNER}
+
+
+def _invalid(found: Mapping[str, Any]) -> ApiError:
+    """Say what one of the errors that pydantic finds means for a caller."""
+    if found["type"] == "json_invalid":
+        return ApiError(400, f"body: no JSON: {found['ctx']['error']}", code="invalid_json")
+    place = ".".join(str(part) for part in found["loc"][1:])
+    message = f"{place or 'body'}: {found['msg'].removeprefix('Value error, ')}"
+    return ApiError(400, message, code="invalid_value", param=place or None)
 
 
 def _shape_errors(app: FastAPI) -> None:
@@ -235,16 +244,18 @@ def _shape_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def tell_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        message = f"{place or 'body'}: {first['msg']}"
-        return tell(request, ApiError(400, message, code="invalid_value", param=place or None))
+        return tell(request, _invalid(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     def tell_http(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(
             error_body(error.status_code, str(error.detail)), error.status_code, error.headers
         )
+
+    @app.exception_handler(Exception)
+    def tell_unforeseen(request: Request, error: Exception) -> JSONResponse:
+        """What it was is logged by whoever serves the application, to whom it goes on."""
+        return tell(request, ApiError(500, f"the server failed: {type(error).__name__}; its log says more"))
 
     @app.exception_handler(ClientGone)
     def tell_nobody(request: Request, error: ClientGone) -> Response:

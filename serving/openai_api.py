@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from chat_template import Message
 from serving.catalogue import CURRENT
@@ -21,23 +21,65 @@ def _unicode(text: str) -> str:
     return text
 
 
+def _as_list(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
+def _as_parts(content: Any) -> Any:
+    if content is None:
+        raise ValueError("found null, expected text; calls of tools are not supported here")
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _text_only(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "text":
+        raise ValueError(f"found {kind!r}, expected 'text': nothing else is read here")
+    return kind
+
+
 AnyText = Annotated[str, AfterValidator(_unicode)]
-Text = Annotated[AnyText, StringConstraints(min_length=1)]
+Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_unicode)]
 MAX_STOPS = 4
 MAX_PROMPTS = 64
+_FewTexts = Annotated[list[Text], Field(max_length=MAX_STOPS)]
+_SomeTexts = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+Stops = Annotated[_FewTexts, BeforeValidator(_as_list, json_schema_input_type=Text | _FewTexts)]
+Prompts = Annotated[_SomeTexts, BeforeValidator(_as_list, json_schema_input_type=Text | _SomeTexts)]
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("n", "best_of"), (None, 1)),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty"), (None, 0)),
-    **dict.fromkeys(("logprobs", "top_logprobs", "echo"), (None, False)),
-    **dict.fromkeys(("tools", "functions"), (None, [])),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "min_p", "min_tokens"), (None, 0)),
+    **dict.fromkeys(("repetition_penalty", "length_penalty", "typical_p"), (None, 1)),
+    "top_k": (None, 0, -1),
+    **dict.fromkeys(("logprobs", "echo", "ignore_eos", "use_beam_search"), (None, False)),
+    "top_logprobs": (None, 0),
+    **dict.fromkeys(("tools", "functions", "stop_token_ids", "bad_words"), (None, [])),
     **dict.fromkeys(("tool_choice", "function_call"), (None, "none", "auto")),
     "logit_bias": (None, {}),
     "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
     "modalities": (None, ["text"]),
-    "audio": (None,),
+    **dict.fromkeys(("audio", "web_search_options"), (None,)),
 }
 """What would change an answer and is not done here, with the values that ask for nothing."""
+NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "tool_calls": (None, []),
+    **dict.fromkeys(("function_call", "audio"), (None,)),
+}
+
+
+def _refuse_unsupported(
+    extra: Mapping[str, Any] | None, neutral: Mapping[str, Sequence[Any]], place: str = ""
+) -> None:
+    """Raise ApiError for a value that asks for something."""
+    for name, value in (extra or {}).items():
+        if name in neutral and not any(_is_same(value, each) for each in neutral[name]):
+            where = f"{place}{name}"
+            raise ApiError(400, f"{where}: not supported here; leave it out", code="unsupported", param=where)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Compare as JSON does, where 0 is not false; `logprobs: 0` asks for something."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 class ApiError(Exception):
@@ -82,22 +124,24 @@ class Wish(BaseModel):
     """``current``, ``base`` or a version."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest answer; by default `serving.max_output_tokens`."""
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The newer name of that."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0, the default, takes the likeliest token each time: the same prompt has one answer."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
         """The longest answer that is asked for, by whatever name."""
-        return self.max_tokens
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> Sequence[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return self.stop or []
 
     @property
     def sampling(self) -> Sampling:
@@ -110,30 +154,29 @@ class Wish(BaseModel):
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError for what would change the answer and is not done here."""
-        for name, value in (self.model_extra or {}).items():
-            if name in NEUTRAL and value not in NEUTRAL[name]:
-                raise ApiError(
-                    400, f"{name}: not supported here; leave it out", code="unsupported", param=name
-                )
+        _refuse_unsupported(self.model_extra, NEUTRAL)
 
 
 class TextPart(BaseModel):
     """One part of a message that is a list."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
     text: AnyText
 
 
 class ChatMessage(BaseModel):
     """One turn."""
 
+    model_config = ConfigDict(extra="allow")
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: AnyText | list[TextPart]
+    content: Annotated[
+        list[TextPart], BeforeValidator(_as_parts, json_schema_input_type=AnyText | list[TextPart])
+    ]
 
     def plain(self) -> Message:
         """Return the turn as the chat template takes it."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        text = "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -141,21 +184,17 @@ class ChatRequest(Wish):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
-    @property
-    def wanted_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+    def refuse_unsupported(self) -> None:
+        super().refuse_unsupported()
+        for index, message in enumerate(self.messages):
+            _refuse_unsupported(message.model_extra, NEUTRAL_IN_MESSAGE, f"messages.{index}.")
 
 
 class CompletionRequest(Wish):
     """``POST /v1/completions``: text that is gone on with, without the chat template."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-
-    @property
-    def prompts(self) -> Sequence[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    prompt: Prompts
 
 
 class GenerateRequest(Wish):

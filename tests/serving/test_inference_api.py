@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from fastapi import FastAPI
 
@@ -121,3 +123,88 @@ def test_a_request_that_is_ended_from_outside_frees_its_place(desk: Desk) -> Non
 
     asyncio.run(end())
     assert [ticket.is_cancelled for ticket in desk.tickets] == [True]
+
+
+def refusal(app: FastAPI, path: str, body: bytes) -> tuple[int, str, str | None]:
+    """Return the status of an answer that has the shape of an error, its sentence, and what it is about."""
+
+    async def ask() -> Caller:
+        caller = Caller(app, path, body)
+        with contextlib.suppress(FileNotFoundError):  # which whoever serves the application logs
+            await caller.asking
+        return caller
+
+    caller = asyncio.run(ask())
+    error = orjson.loads(caller.sent[1]["body"])["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return caller.sent[0]["status"], error["message"], error["param"]
+
+
+def user(content: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content, **more}]}
+
+
+UNCLEAR: list[tuple[str, dict[str, Any], str, str]] = [
+    ("completions", {"prompt": [1, 2, 3]}, "prompt.0", "valid string"),
+    ("completions", {"prompt": ""}, "prompt.0", "at least 1 character"),
+    ("completions", {"prompt": 7}, "prompt", "valid list"),
+    ("completions", {"prompt": "\\ud800"}, "prompt.0", "unicode"),
+    ("completions", {"prompt": "red", "stop": ["a"] * 5}, "stop", "at most 4"),
+    ("completions", {"prompt": "red", "logprobs": 0}, "logprobs", "leave it out"),
+    ("chat/completions", user(None), "messages.0.content", "found null"),
+    ("chat/completions", user([{"type": "image_url"}]), "messages.0.content.0.type", "found 'image_url'"),
+    ("chat/completions", user([{"type": "text"}]), "messages.0.content.0.text", "required"),
+    ("chat/completions", user("red", tool_calls=[{"id": "1"}]), "messages.0.tool_calls", "leave it out"),
+    *(
+        ("chat/completions", {**user("red"), name: value}, name, "leave it out")
+        for name, value in {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2, "n": True}.items()
+    ),
+    (
+        "chat/completions",
+        {**user("red"), "model": "gpt-9"},
+        "model",
+        "'gpt-9', expected one of: base, current",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "words"), UNCLEAR)
+def test_what_cannot_be_done_is_refused_in_words_a_caller_knows(
+    desk: Desk, path: str, body: dict[str, Any], param: str, words: str
+) -> None:
+    asked = orjson.dumps(body).replace(rb"\\ud800", rb"\ud800")
+    status, message, about = refusal(desk.app, f"/v1/{path}", asked)
+    assert status == (404 if param == "model" else 400)
+    assert about == param and message.startswith(f"{param}: ") and words in message
+    assert "function" not in message and "0x" not in message
+    assert not desk.tickets
+
+
+def test_values_that_ask_for_nothing_are_taken(desk: Desk) -> None:
+    nothing = {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0, "n": 1, "tools": [], "logprobs": False}
+    body = {**user([{"type": "text", "text": "red"}], tool_calls=None), **nothing, "stop": "."}
+
+    async def ask() -> None:
+        caller = Caller(desk.app, "/v1/chat/completions", orjson.dumps(body))
+        await until_queued(desk, 1)
+        caller.gone.set()
+        await caller.asking
+
+    asyncio.run(ask())
+    assert desk.tickets[0].stop == ["."]
+
+
+def test_a_body_that_is_no_json_is_told_where_it_ends_to_be(desk: Desk) -> None:
+    status, message, about = refusal(desk.app, "/generate", b'{"prompt": ')
+    assert (status, about) == (400, None)
+    assert message.startswith("body: no JSON: ")
+
+
+def test_an_error_nobody_foresaw_has_the_shape_of_openai(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise FileNotFoundError(2, "No such file", "/secret/place")
+
+    monkeypatch.setattr(Catalogue, "known", fail)
+    status, message, _ = refusal(desk.app, "/generate", b'{"prompt": "red"}')
+    assert status == 500
+    assert "FileNotFoundError" in message and "/secret/place" not in message
