@@ -17,7 +17,8 @@ from monitoring.events import Phase
 from monitoring.training_status import Reading, read_status
 from serving.batching import Engine
 from serving.catalogue import BASE, CURRENT, Catalogue, ServedModel
-from serving.openai_api import ApiError, Usage, Wish
+from serving.openai_answers import Usage
+from serving.openai_api import ApiError, Wish
 from serving.tickets import Piece, QueueFull, Ticket
 
 logger = logging.getLogger(__name__)

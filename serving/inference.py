@@ -20,7 +20,7 @@ from serving.answering import Answering
 from serving.batching import Engine
 from serving.catalogue import CURRENT, Catalogue
 from serving.client import write_address
-from serving.inference_api import WELL, inference_api
+from serving.inference_api import inference_api
 from serving.monitor_thread import address, listen
 from serving.openai_api import error_body
 from serving.server import Server
@@ -122,7 +122,7 @@ class InferenceServer:
     def _health(self) -> dict[str, Any]:
         current, trouble = self._answering.current()
         return {
-            "status": "failing" if self._engine.failures else WELL,
+            "status": "failing" if self._engine.failures else "ok",
             "pid": os.getpid(),
             "base_folder": str(self._paths.base),
             "current": current,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -18,29 +16,66 @@ from chat_template import ChatTemplate
 from errors import TrainboxError
 from serving.answering import Answering, Answers, ClientGone, Encode, api_error, unless_gone
 from serving.api_page import api_page
-from serving.openai_api import (
-    ApiError,
-    ChatRequest,
-    CompletionRequest,
-    GenerateRequest,
-    Usage,
-    Wish,
-    error_body,
+from serving.openai_answers import (
+    ChatAnswer,
+    ChatShape,
+    CompletionAnswer,
+    CompletionShape,
+    ErrorBody,
+    Health,
+    Model,
+    ModelList,
+    PlainAnswer,
+    PlainShape,
 )
+from serving.openai_api import ApiError, ChatRequest, CompletionRequest, GenerateRequest, Wish, error_body
 from serving.tickets import Piece
 
 CLIENT_GONE = 499
 """Status nobody reads."""
 OWNER = "trainbox"
-WELL = "ok"
-"""What the status in ``/health`` says of a server whose answers come."""
 
-Health = Callable[[], dict[str, Any]]
+REFUSALS = {
+    400: "What was asked cannot be done here",
+    401: "A token is needed",
+    403: "A page of another site asks",
+    404: "There is no such model",
+    413: "The request is longer than serving.max_body_bytes",
+    421: "The host is none of this machine's names",
+    429: "As many requests wait as may; Retry-After tells when to come back",
+    500: "The server failed",
+    503: "It cannot be answered now, because a run trains or a model is damaged",
+}
+"""What the document says of each status that is not 200."""
+ANYWHERE = (401, 403, 413, 421, 500)
 
 
-def inference_api(answering: Answering, health: Health) -> FastAPI:
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what the document says of these statuses, each of which has OpenAI's shape."""
+    return {status: {"model": ErrorBody, "description": REFUSALS[status]} for status in statuses}
+
+
+ANSWERS = {200: {"content": {"text/event-stream": {}}}, **_errors(*REFUSALS)}
+"""What the document says of a route that answers, at once or as a stream."""
+TellHealth = Callable[[], dict[str, Any]]
+
+
+class _Api(FastAPI):
+    """Leaves out of its document the answers that FastAPI would give and this one does not."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(unused, None)
+        return document
+
+
+def inference_api(answering: Answering, health: TellHealth) -> FastAPI:
     """Return the application; who may ask it is decided before it."""
-    app = FastAPI(
+    app = _Api(
         title="trainbox inference",
         description="The base model and every version of it, asked as OpenAI's clients ask.",
         docs_url=None,
@@ -52,114 +87,45 @@ def inference_api(answering: Answering, health: Health) -> FastAPI:
     def tell_routes() -> HTMLResponse:
         return api_page(app.openapi())
 
-    @app.get("/health")
+    @app.get("/health", response_model=Health, responses={503: {"model": Health}, **_errors(*ANYWHERE)})
     def tell_health() -> JSONResponse:
+        """Tell how the server is; 503 while the last answers ended by an error of its own."""
         found = health()
-        return JSONResponse(found, 200 if found["status"] == WELL else 503)
+        return JSONResponse(found, 200 if found["status"] == "ok" else 503)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=ModelList, responses=_errors(*ANYWHERE, 503))
     def list_models() -> dict[str, Any]:
+        """List every name that can be asked for."""
         return {"object": "list", "data": [_model_card(name) for name in answering.catalogue.names()]}
 
-    @app.get("/v1/models/{model}")
+    @app.get("/v1/models/{model}", response_model=Model, responses=_errors(*ANYWHERE, 404, 503))
     def tell_model(model: str) -> dict[str, Any]:
+        """Tell which version, or the base, answers to a name."""
         return {**_model_card(model), "root": answering.name_of(model)}
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERS)
     async def chat(asked: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
         messages = [message.plain() for message in asked.messages]
         answers = await answering.begin(asked, lambda template: [template.encode_prompt(messages)])
-        return await _respond(asked, request, answers, _Chat(answers.served.name))
+        return await _respond(asked, request, answers, ChatShape(answers.served.name))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", response_model=CompletionAnswer, responses=ANSWERS)
     async def complete(asked: CompletionRequest, request: Request) -> Response:
+        """Go on with texts."""
         answers = await answering.begin(asked, _plain_texts(asked))
-        return await _respond(asked, request, answers, _Completion(answers.served.name))
+        return await _respond(asked, request, answers, CompletionShape(answers.served.name))
 
-    @app.post("/generate")
+    @app.post("/generate", response_model=PlainAnswer, responses=ANSWERS)
     async def generate(asked: GenerateRequest, request: Request) -> Response:
+        """Answer one question."""
         answers = await answering.begin(asked, lambda template: [template.encode_prompt(asked.messages)])
-        return await _respond(asked, request, answers, _Plain(answers.served.name))
+        return await _respond(asked, request, answers, PlainShape(answers.served.name))
 
     return app
 
 
-class _Chat:
-    """Bodies of ``/v1/chat/completions``."""
-
-    kind = "chat.completion"
-    prefix = "chatcmpl"
-
-    def __init__(self, model: str) -> None:
-        self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._begun: set[int] = set()
-
-    def whole(self, choices: list[Piece], usage: Usage) -> dict[str, Any]:
-        """Return the body of an answer that is not streamed."""
-        given = [
-            self._choice(index, self._said(piece.text), piece.finish_reason)
-            for index, piece in enumerate(choices)
-        ]
-        return {**self._head, "object": self.kind, "choices": given, "usage": usage.model_dump()}
-
-    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
-        """Return one event of a streamed answer."""
-        choice = self._choice(index, self._added(index, piece.text), piece.finish_reason)
-        return {**self._head, "object": self.chunk_kind, "choices": [choice]}
-
-    def last(self, usage: Usage) -> dict[str, Any]:
-        """Return the event that tells the usage."""
-        return {**self._head, "object": self.chunk_kind, "choices": [], "usage": usage.model_dump()}
-
-    @property
-    def chunk_kind(self) -> str:
-        return f"{self.kind}.chunk"
-
-    def _choice(self, index: int, words: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return {"index": index, **words, "logprobs": None, "finish_reason": reason}
-
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def _added(self, index: int, text: str) -> dict[str, Any]:
-        role = {} if index in self._begun else {"role": "assistant"}
-        self._begun.add(index)
-        return {"delta": {**role, "content": text}}
-
-
-class _Completion(_Chat):
-    """Bodies of ``/v1/completions``."""
-
-    kind = "text_completion"
-    prefix = "cmpl"
-
-    @property
-    def chunk_kind(self) -> str:
-        return self.kind
-
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-    def _added(self, index: int, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-
-class _Plain(_Chat):
-    """Bodies of ``/generate``."""
-
-    def whole(self, choices: list[Piece], usage: Usage) -> dict[str, Any]:
-        (piece,) = choices
-        words = {"text": piece.text, "finish_reason": piece.finish_reason}
-        return {"model": self._head["model"], **words, "usage": usage.model_dump()}
-
-    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
-        return {"model": self._head["model"], "text": piece.text, "finish_reason": piece.finish_reason}
-
-    def last(self, usage: Usage) -> dict[str, Any]:
-        return {"model": self._head["model"], "usage": usage.model_dump()}
-
-
-async def _respond(asked: Wish, request: Request, answers: Answers, shape: _Chat) -> Response:
+async def _respond(asked: Wish, request: Request, answers: Answers, shape: ChatShape) -> Response:
     if not asked.stream:
         pieces = await unless_gone(request, answers, answers.finished())
         usage = answers.usage(sum(piece.tokens for piece in pieces))
@@ -187,7 +153,7 @@ class _Streamed(StreamingResponse):
 async def _events(
     asked: Wish,
     answers: Answers,
-    shape: _Chat,
+    shape: ChatShape,
     first: tuple[int, Piece],
     coming: AsyncIterator[tuple[int, Piece]],
 ) -> AsyncIterator[bytes]:

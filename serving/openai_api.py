@@ -207,15 +207,3 @@ class GenerateRequest(Wish):
     def messages(self) -> list[Message]:
         question: list[Message] = [{"role": "user", "content": self.prompt}]
         return question if self.system is None else [{"role": "system", "content": self.system}, *question]
-
-
-class Usage(BaseModel):
-    """Tokens read and written."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-    @classmethod
-    def of(cls, prompt: int, completion: int) -> Usage:
-        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)

@@ -208,3 +208,17 @@ def test_an_error_nobody_foresaw_has_the_shape_of_openai(desk: Desk, monkeypatch
     status, message, _ = refusal(desk.app, "/generate", b'{"prompt": "red"}')
     assert status == 500
     assert "FileNotFoundError" in message and "/secret/place" not in message
+
+
+def test_the_document_tells_every_way_in_which_a_question_may_end(desk: Desk) -> None:
+    document = desk.app.openapi()
+    error = {"$ref": "#/components/schemas/ErrorBody"}
+    for path in ("/v1/chat/completions", "/v1/completions", "/generate"):
+        answers = document["paths"][path]["post"]["responses"]
+        assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
+        for status in (400, 401, 404, 413, 429, 503):
+            assert answers[str(status)]["content"]["application/json"]["schema"] == error
+        assert "422" not in answers
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    health = document["paths"]["/health"]["get"]["responses"]
+    assert health["503"]["content"] == health["200"]["content"]
