@@ -6,12 +6,13 @@ import contextlib
 import logging
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.terminal import HERE, Base, Settings, complaints, console, open_base
+from cli.terminal import HERE, Base, Settings, complaints, open_base
 from config import Config, Paths
 from errors import TrainboxError
 
@@ -66,7 +67,7 @@ def generate(
 
         (answer,) = load_generator(paths, config, model).generate([messages], max_new_tokens=limit)
         text = answer.text
-    console.print(text, markup=False, soft_wrap=True)
+    sys.stdout.write(f"{_harmless(text)}\n")
 
 
 def chat(
@@ -146,5 +147,9 @@ def _answer(talk: Conversation, question: str, ask: Ask) -> bool:
 
 
 def _harmless(text: str) -> str:
-    """Return text that cannot move a cursor: a model may say anything."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
+    """Return text that cannot command a terminal: a model may say anything."""
+    return "".join("\ufffd" if _is_control(sign) else sign for sign in text)
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) == "Cc" and sign not in "\n\t"
