@@ -84,7 +84,7 @@ class AdaptedModel:
         try:
             self._fetched = base, self._load_base(base, torch.device("cpu"))
         except (OSError, TrainboxError, RuntimeError, MemoryError) as error:
-            logger.error("Cannot load what comes next, and will try again when it is asked for: %s", error)
+            logger.error("Cannot load what comes next, and will try again when it is asked for: %r", error)
 
     def is_at(self, base: Path, place: Place) -> bool:
         """Tell whether this base is loaded there."""

@@ -12,20 +12,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from chat_template import ChatTemplate
 from errors import TrainboxError
 from evaluation.short_memory import free_memory, halved
 from serving.adapters import AdaptedModel, Place
-from serving.answer_text import AnswerText
 from serving.catalogue import ServedModel
 from serving.decoding import Batch
+from serving.rows import Lane, Row
 from serving.sampling import Sampler
-from serving.tickets import CannotAnswer, FinishReason, Piece, QueueFull, Ticket
+from serving.tickets import CannotAnswer, Piece, QueueFull, Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -43,52 +41,6 @@ MOST_FAILURES = 3
 HandOut = Callable[[Sequence[tuple[Ticket, Piece]]], None]
 
 
-@dataclass
-class _Row:
-    """An answer in the making."""
-
-    ticket: Ticket
-    template: ChatTemplate
-    text: AnswerText | None
-    """None where the text is only wanted whole."""
-    tokens: list[int]
-
-    @classmethod
-    def of(cls, ticket: Ticket) -> _Row:
-        template = ticket.served.base.template
-        is_watched = ticket.is_streamed or bool(ticket.stop)
-        return cls(ticket, template, AnswerText(template.decode, ticket.stop) if is_watched else None, [])
-
-    def take(self, token: int) -> Piece | None:
-        """Take the next token; return what is to be handed out now."""
-        self.tokens.append(token)
-        is_end = token in self.template.stop_token_ids
-        fresh = "" if is_end or self.text is None else self.text.add(token)
-        is_stopped = self.text is not None and self.text.is_stopped
-        if is_end or is_stopped or len(self.tokens) >= self.ticket.max_tokens:
-            return self._last(fresh, "stop" if is_end or is_stopped else "length")
-        if fresh and self.ticket.is_streamed:
-            return Piece(fresh, len(self.tokens))
-        return None
-
-    def _last(self, fresh: str, reason: FinishReason) -> Piece:
-        count = len(self.tokens)
-        if self.text is None:
-            is_end = self.tokens[-1] in self.template.stop_token_ids
-            return Piece(self.template.decode(self.tokens[: count - is_end]), count, reason)
-        rest = self.text.end()
-        return Piece(fresh + rest if self.ticket.is_streamed else self.text.text, count, reason)
-
-
-@dataclass
-class _Lane:
-    """The rows of one version."""
-
-    served: ServedModel
-    batch: Batch
-    rows: list[_Row]
-
-
 class Engine:
     """Answers tickets in a thread of its own; every method may be called by any other thread."""
 
@@ -104,7 +56,7 @@ class Engine:
         self._place: Place = "accelerator"
         self._is_stopping = False
         self._expected = 0
-        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._lanes: dict[tuple[str, str], Lane] = {}
         self._room = max_batch
         self._joining: list[Ticket] = []
         self._pieces: list[tuple[Ticket, Piece]] = []
@@ -301,7 +253,7 @@ class Engine:
         if tokens is None:
             self._make_do(tickets)
             return
-        lane.rows += [_Row.of(ticket) for ticket in tickets]
+        lane.rows += [Row.of(ticket) for ticket in tickets]
         self._lanes[key] = lane
         self._take(lane, tokens, first=len(lane.rows) - len(tickets))
 
@@ -315,8 +267,8 @@ class Engine:
             return False
         return True
 
-    def _new_lane(self, served: ServedModel) -> _Lane:
-        return _Lane(served, Batch(self._model.model, served.base.template.pad_token_id), [])
+    def _new_lane(self, served: ServedModel) -> Lane:
+        return Lane(served, Batch(self._model.model, served.base.template.pad_token_id), [])
 
     def _make_do(self, tickets: list[Ticket]) -> None:
         """Let tickets that the GPU's memory did not hold wait again, with fewer at once from now on."""
@@ -330,7 +282,7 @@ class Engine:
         with self._changed:
             self._waiting.extendleft(reversed(tickets))
 
-    def _advance(self, lane: _Lane) -> None:
+    def _advance(self, lane: Lane) -> None:
         """Give every row of a lane its next token."""
         self._model.use(lane.served)
         self._leave(lane, [row for row in lane.rows if not row.ticket.is_cancelled])
@@ -349,7 +301,7 @@ class Engine:
             return
         self._take(lane, tokens)
 
-    def _take(self, lane: _Lane, tokens: Sequence[int], first: int = 0) -> None:
+    def _take(self, lane: Lane, tokens: Sequence[int], first: int = 0) -> None:
         """Hand tokens to rows, from row `first` on; those that are complete leave."""
         self._has_answered = True
         going = lane.rows[:first]
@@ -361,7 +313,7 @@ class Engine:
                 going.append(row)
         self._leave(lane, going)
 
-    def _leave(self, lane: _Lane, staying: list[_Row]) -> None:
+    def _leave(self, lane: Lane, staying: list[Row]) -> None:
         if len(staying) < len(lane.rows):
             stays = set(map(id, staying))
             lane.batch.keep([at for at, row in enumerate(lane.rows) if id(row) in stays])
