@@ -271,6 +271,54 @@ def test_an_inference_server_with_a_wrong_configuration_fails_at_once_and_is_not
     assert "did you mean" in inference_unit.journal()
 
 
+VLLM = f"""#!{PYTHON}
+import http.server, sys
+
+class Empty(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Empty).serve_forever()
+"""
+FIND = """
+import sys
+from pathlib import Path
+from config import Paths, load_config
+from serving.client import find_server
+
+found = find_server(Paths(Path(sys.argv[1])), load_config(Path(sys.argv[1])))
+print(None if found is None else found.url)
+"""
+
+
+@pytest.mark.real_model
+def test_a_unit_for_vllm_is_started_by_systemd_and_found_by_its_clients(
+    inference_unit: Unit, tiny_model: Path
+) -> None:
+    """A program of that name stands in for it, in a folder that no service searches, and says no READY."""
+    unit = inference_unit
+    shutil.copytree(tiny_model, unit.paths.base / "tiny")
+    unit.paths.config_file.write_text("model:\n  base: tiny\nserving:\n  engine: vllm\n", encoding="utf-8")
+    program = unit.paths.base.parent / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(VLLM, encoding="utf-8")
+    program.chmod(0o755)
+    unit.give(unit.paths.base.parent)
+    python = ("env", f"PATH={unit.inside.parent}/bin:/usr/bin:/bin", f"PYTHONPATH={CODE}", str(PYTHON))
+    made = ("install-service", "--inference", "--system", "--name", unit.name, "--base", str(unit.inside))
+    unit.run(*python, "-m", "cli", *made)
+
+    unit.start(QUICKLY, has_stub=False)
+    url = "http://127.0.0.1:9000"
+    wait_until(lambda: unit.run(*python, "-c", FIND, str(unit.inside)).stdout.strip() == url)
+    states = [unit.property(name) for name in ("Type", "ActiveState", "NRestarts", "WatchdogUSec")]
+    assert states == ["exec", "active", "0", "0"]
+    unit.stop()
+    assert unit.processes() == []
+
+
 QUESTION = [{"role": "user", "content": "what colour is the rain"}]
 CHAT = """
 import json, sys, urllib.request
