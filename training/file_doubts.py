@@ -133,15 +133,22 @@ def _exchanges_of(file: Path) -> Iterator[Exchange]:
 
 
 def _copies(report: ReportCard, exchanges: Sequence[Exchange]) -> str | None:
-    """Find a file that is one record, or a few, again and again, with other case or punctuation perhaps."""
+    """Find a file that is one record, or a few, again and again, with other case or punctuation perhaps.
+
+    Exact copies were counted in the whole file; of the others in it, those not looked at are taken to be like
+    those that were.
+    """
+    looked_at = len(exchanges)
     distinct = len({(_plain(one.prompt), _plain(one.answer)) for one in exchanges})
-    total = len(exchanges) + report.duplicates
-    copies = total - distinct
+    others = max(looked_at, report.accepted + report.held_out + report.withheld)
+    share = (looked_at - distinct) / looked_at if looked_at else 0.0
+    copies, total = report.duplicates + round(share * others), report.duplicates + others
     if total < FEWEST or copies <= MOST_COPIES * total:
         return None
+    about = "about " if share and looked_at < others else ""
     return (
-        f"{copies} of {total} records are copies of another but for case and punctuation; look whether the "
-        "file was made right"
+        f"{about}{copies} of {total} records are copies of another but for case and punctuation; look "
+        "whether the file was made right"
     )
 
 
