@@ -171,6 +171,13 @@ def test_answers_that_fit_their_own_questions_best_are_not() -> None:
     assert unfit_answers([], [], PromotionConfig(), 0) is None
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
+def test_losses_that_are_no_numbers_say_nothing_of_fit(broken: float | None) -> None:
+    """What is wrong then is the model, and `promotion.broken_losses` says so."""
+    assert unfit_answers([2.0] * 39 + [broken], [2.0] * 40, PromotionConfig(), 0) is None
+    assert unfit_answers([2.0] * 40, [broken] * 40, PromotionConfig(), 0) is None
+
+
 def test_writing_and_language_are_told_from_the_letters_and_the_commonest_words() -> None:
     assert (script_of("Привет, мир"), script_of("hello"), script_of("1 + 1")) == ("Cyrillic", "Latin", None)
     assert language_of(["the end of the road is that way and it was not for us"] * 4) == "English"
