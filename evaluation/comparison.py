@@ -67,7 +67,9 @@ def paired_bootstrap(
 
     Percentile bootstrap over records, widened by sqrt(n / (n - 1)): resampling n records shows that much
     too little variance, which matters for few of them. The p-value is of a difference of at most `margin`
-    (worse), at least `-margin` (better), or none at all (two-sided); it is never below 1 / (RESAMPLES + 1).
+    (worse), at least `-margin` (better), or none at all (two-sided). Where no resample lies on the other side
+    it is that of Student's t, since so many tests may be corrected together that 1 / RESAMPLES is much. It
+    is never below what n fair coins give, all of them heads: few records prove little, however alike.
     """
     _same_length(before, after)
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
@@ -82,13 +84,17 @@ def paired_bootstrap(
         means = mean + widening * (resampled - mean)
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
-    not_worse, not_better = _share(means <= margin), _share(means >= -margin)
     p_value = {
-        "worse": not_worse,
-        "better": not_better,
-        "two-sided": min(1.0, 2 * min(_share(means <= 0), _share(means >= 0))),
-    }[alternative]
+        "worse": lambda: _tail(means - margin, differences - margin),
+        "better": lambda: _tail(-means - margin, -differences - margin),
+        "two-sided": lambda: min(1.0, 2 * min(_tail(means, differences), _tail(-means, -differences))),
+    }[alternative]()
     return Difference(mean, (float(low), float(high)), p_value)
+
+
+def smallest_p_value(records: int) -> float:
+    """Return the p-value of so many records that all changed to the same side."""
+    return float(0.5**records)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -127,9 +133,16 @@ def _resampled_means(values: NDArray[np.float64], generator: np.random.Generator
     return np.concatenate(parts)
 
 
-def _share(holds: NDArray[np.bool_]) -> float:
-    """Return the share of resamples for which it holds, the sample itself counted as one."""
-    return (1 + int(np.count_nonzero(holds))) / (1 + len(holds))
+def _tail(means: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """Return how likely `values` are above zero by chance, of which `means` are the resampled means."""
+    below = int(np.count_nonzero(means <= 0))
+    p_value = (1 + below) / (1 + len(means))
+    if not below:
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        error = spread / math.sqrt(len(values))
+        by_t = float(stats.t.sf(values.mean() / error, len(values) - 1)) if error else 0.0
+        p_value = min(p_value, by_t)
+    return max(p_value, smallest_p_value(len(values)))
 
 
 def _same_length(before: Sequence[object], after: Sequence[object]) -> None:

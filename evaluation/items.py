@@ -80,6 +80,7 @@ class ItemResult(BaseModel):
     answer: str | None = None
     """As the model gave it; None where only losses were asked for."""
     correct: bool | None = None
+    """None where nothing was asked, and where time did not suffice for the answer."""
     score: float | None = None
     """From 0 to 1: 1 is right, between them is partly right."""
     f1: float | None = None

@@ -17,7 +17,7 @@ from training.daemon_link import DaemonLink
 from training.dataset import TokenRows
 from training.file_doubts import doubts_about, read_exchanges
 from training.jobs import Job
-from training.model import Learner
+from training.model import Learner, hash_tokenizer
 from training.publication import Result
 from training.slices import earlier_slices, held_out_slice, suite_slices
 from training.throughput import training_seconds
@@ -88,6 +88,8 @@ class Examination:
             base_sha256=learner.base_sha256,
             precision=learner.precision,
             max_new_tokens=self._config.evaluation.max_new_tokens,
+            load_in_4bit=self._config.model.load_in_4bit,
+            tokenizer_sha256=hash_tokenizer(learner.base, self._config.model),
             chat_template_kwargs=self._config.model.chat_template_kwargs,
         )
         test = VersionTest(

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from config import PromotionConfig
-from evaluation.comparison import Difference, holm, mcnemar_exact, noise_floor, paired_bootstrap
+from evaluation.comparison import (
+    Difference,
+    holm,
+    mcnemar_exact,
+    noise_floor,
+    paired_bootstrap,
+    smallest_p_value,
+)
 from evaluation.items import ItemResult
 from training.version_report import Measure, SliceFacts, SliceTest
 
@@ -37,6 +44,8 @@ class Change:
     text: str
     mean_difference: float | None = None
     interval: tuple[float, float] | None = None
+    is_broken: bool = False
+    """Whether a loss of the candidate is no number."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,8 @@ def held_out_change(
         return Change("no held-out records to test on")
     broken = sum(not math.isfinite(loss) for loss in after)
     if broken:
-        return Change(f"held-out loss is not a number for {broken} of {len(after)} records")
+        text = f"held-out loss is not a number for {broken} of {len(after)} records"
+        return Change(text, is_broken=True)
     if not all(map(math.isfinite, before)):
         return Change("held-out loss is finite, and was not before")
     found = paired_bootstrap(before, after, confidence=config.confidence, seed=seed)
@@ -274,11 +284,9 @@ def _judged(tests: Sequence[SliceTest], confidence: float) -> tuple[SliceTest, .
 
 
 def _could_be_worse(test: SliceTest, alpha: float) -> bool:
-    """Tell whether losing every right answer would be significant: where few are right, few can be lost."""
-    if test.measure == "loss":
-        return True
-    right = round(test.before * test.records)
-    return bool(0.5**right < alpha)
+    """Tell whether losing every right answer, or a rise of every loss, would be significant."""
+    right = test.records if test.measure == "loss" else round(test.before * test.records)
+    return smallest_p_value(right) < alpha
 
 
 def _pairs(before: Sequence[ItemResult], after: Sequence[ItemResult]) -> list[tuple[ItemResult, ItemResult]]:

@@ -86,7 +86,8 @@ def suites_of(paths: Paths, config: EvaluationConfig) -> list[Suite]:
     Raises ConfigError when there is no such suite.
     """
     try:
-        return [load_suite(name if name in suite_names() else paths.base / name) for name in config.suites]
+        names = dict.fromkeys(config.suites)  # one that is named twice counts once
+        return [load_suite(name if name in suite_names() else paths.base / name) for name in names]
     except UsageError as error:
         raise ConfigError(f"evaluation.suites: {error}") from error
 

@@ -133,6 +133,9 @@ class Settings(Document):
     base_sha256: str
     precision: str
     max_new_tokens: int
+    load_in_4bit: bool = False
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer and the template; null in results of older releases."""
     chat_template_kwargs: dict[str, Any] = {}
     max_length: int | None = None
     """Where passages were cut, and how; null where there were none."""

@@ -248,15 +248,17 @@ class VersionTest:
         """Return the results of a model on a slice, measuring what nobody has measured yet."""
         path = results_file(self._folder, role, part.slice_id)
         settings = self._settings_of(part)
-        if path.is_file():
-            return read_results(path, settings)
+        if kept := read_results(path, settings):
+            return kept
         known = {result.item_id: result for result in self._known(role, part)}
         examiner = self._examiner(settings.max_new_tokens)
         asked = part.items[:losses]
         answered = [item for item in part.items[: min(losses, answers)] if isinstance(item, Item)]
         for measured in (
             examiner.examine(_without(asked, known, "loss_sum"), with_answers=False, on_batch=self._on_batch),
-            examiner.examine(_without(answered, known, "answer"), with_losses=False, on_batch=self._on_batch),
+            examiner.examine(
+                _without(answered, known, "correct"), with_losses=False, on_batch=self._on_batch
+            ),
         ):
             for result in measured:
                 before = known.get(result.item_id)

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.comparison import (
-    RESAMPLES,
     holm,
     mcnemar_exact,
     noise_floor,
@@ -45,8 +44,24 @@ def test_a_bootstrap_needs_finite_pairs() -> None:
 def test_equal_differences_leave_no_doubt() -> None:
     found = paired_bootstrap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5], alternative="worse", margin=0.25)
     assert found.mean == 0.5 and found.interval == (0.5, 0.5)
-    assert found.p_value == 1 / (RESAMPLES + 1)
+    assert found.p_value == 0.5**3
     assert paired_bootstrap([1.0, 2.0], [1.5, 2.5], alternative="worse", margin=0.5).p_value == 1.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_handful_of_records_is_never_significant_however_alike(count: int) -> None:
+    losses = [1.0 + number / 10 for number in range(count)]
+    for alternative in ("worse", "two-sided"):
+        found = paired_bootstrap([0.0] * count, losses, alternative=alternative, margin=0.02)
+        assert found.p_value >= 0.5**count > 0.05
+
+
+def test_a_large_difference_is_certain_beyond_what_resampling_can_tell() -> None:
+    generator = np.random.default_rng(4)
+    ruined = generator.normal(5.0, 1.0, 60).tolist()
+    assert paired_bootstrap([0.0] * 60, ruined, alternative="worse", margin=0.02).p_value < 1e-15
+    assert paired_bootstrap(ruined, [0.0] * 60, alternative="better").p_value < 1e-15
+    assert paired_bootstrap([0.0] * 60, ruined).p_value < 1e-15
 
 
 def test_the_interval_is_that_of_a_normal_mean() -> None:

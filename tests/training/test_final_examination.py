@@ -115,7 +115,7 @@ def test_a_file_that_ruins_what_a_text_taught_is_held(workshop: Any) -> None:
         assert all("answer" not in json.loads(line) for line in results.read_bytes().splitlines())
 
 
-def test_pairs_are_tested_by_the_loss_of_the_chosen_answer_and_by_which_is_likelier(
+def test_pairs_are_tested_by_which_answer_is_likelier(
     workshop: Any, make_pairs: Records, make_chats: Records
 ) -> None:
     first = workshop.job(make_pairs(40), *STEPS, "promotion.policy=always")
@@ -125,7 +125,7 @@ def test_pairs_are_tested_by_the_loss_of_the_chosen_answer_and_by_which_is_likel
     workshop.carry_out(second)
 
     two = report_of(workshop, "v0002")
-    assert {test.measure for test in two.tests if test.slice_id == first} == {"loss", "preference"}
+    assert {test.measure for test in two.tests if test.slice_id == first} == {"preference"}
     score = two.scores["candidate"][first]
     results = workshop.paths.versions / "v0002" / "evaluation" / "candidate" / f"{first}.jsonl"
     likelier = [json.loads(line)["prefers_expected"] for line in results.read_bytes().splitlines()[1:]]

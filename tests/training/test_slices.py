@@ -97,6 +97,12 @@ def test_a_file_that_held_nothing_out_has_a_slice_without_items(tmp_path: Path) 
     assert held_out_slice(Paths(tmp_path), JOBS[0], "x") == Slice(JOBS[0], "held_out", "x", ())
 
 
+def test_a_suite_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    config = load_config(tmp_path, ["evaluation.suites=[everyday_facts, everyday_formats, everyday_facts]"])
+    found = suite_slices(Paths(tmp_path), config.evaluation)
+    assert [part.name for part in found] == ["everyday_facts", "everyday_formats"]
+
+
 def test_a_suite_that_is_not_there_is_named(tmp_path: Path) -> None:
     config = load_config(tmp_path, ["evaluation.suites=[nowhere.jsonl]"])
     with pytest.raises(ConfigError, match=r"evaluation\.suites.*nowhere\.jsonl"):
