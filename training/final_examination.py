@@ -29,19 +29,33 @@ from training.versions import Version
 
 
 class Examination:
-    """Tests what a job has trained; made before the training, so that a missing suite ends a run at once."""
+    """Tests what a job has trained.
+
+    Made before anything else is done, so that a run ends at once when what it will be tested on is missing.
+    """
 
     def __init__(
-        self, paths: Paths, job: Job, config: Config, link: DaemonLink, template: ChatTemplate
+        self,
+        paths: Paths,
+        job: Job,
+        config: Config,
+        link: DaemonLink,
+        template: ChatTemplate,
+        parent: Version | None,
     ) -> None:
-        """Raises ConfigError when a suite of ``evaluation.suites`` is not there."""
+        """`parent` is what the run continues.
+
+        Raises ConfigError when a suite of ``evaluation.suites`` is not there, IntegrityError when records
+        that an earlier file has held out are gone.
+        """
         self._paths = paths
         self._job = job
         self._config = config
         self._link = link
         self._template = template
         self._folder: RunPaths = paths.run(job.job_id)
-        self._suites = suite_slices(paths, config.evaluation)
+        self._parent = parent
+        self._others = [*earlier_slices(paths, parent), *suite_slices(paths, config.evaluation)]
 
     def carry_out(
         self,
@@ -49,7 +63,6 @@ class Examination:
         learner: Learner,
         initial: dict[str, Any],
         held_out: TokenRows | None,
-        parent: Version | None,
     ) -> Result:
         """Compare the best checkpoint with what the run began with, and with the base; then decide."""
         candidate = checkpoints.best(
@@ -59,7 +72,7 @@ class Examination:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         models = Models(trainer.model, candidate.folder, initial)
         losses = None if held_out is None else self._losses(trainer, held_out, candidate, initial)
-        measured = self._measure(models, learner, parent)
+        measured = self._measure(models, learner)
         card = ReportCard.model_validate(durable.read_json(self._folder.report))
         exchanges = read_exchanges(self._folder.train_records, self._folder.held_out_records)
         own = held_out_slice(self._paths, self._job.job_id, self._job.name)
@@ -83,7 +96,7 @@ class Examination:
         load_adapter(trainer.model, candidate.folder)
         return before, trainer.record_losses(held_out)
 
-    def _measure(self, models: Models, learner: Learner, parent: Version | None) -> Measured:
+    def _measure(self, models: Models, learner: Learner) -> Measured:
         settings = Settings(
             base_sha256=learner.base_sha256,
             precision=learner.precision,
@@ -99,13 +112,12 @@ class Examination:
             self._config.evaluation,
             self._config.data,
             settings,
-            parent=parent,
+            parent=self._parent,
             on_batch=self._link.check,
             on_progress=self._report_progress,
         )
         own = held_out_slice(self._paths, self._job.job_id, self._job.name)
-        others = [*earlier_slices(self._paths, parent), *self._suites]
-        return test.carry_out(own, others, training_seconds(self._folder))
+        return test.carry_out(own, self._others, training_seconds(self._folder))
 
     def _report_progress(self, done: int, total: int) -> None:
         self._link.emit(PhaseEvent(phase="evaluating", done=done, total=total, unit="parts"))

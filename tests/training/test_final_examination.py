@@ -173,3 +173,22 @@ def test_a_suite_that_is_not_there_ends_the_run_before_it_trains(workshop: Any, 
     assert (outcome.outcome, outcome.kind) == ("failed", "config")
     assert "evaluation.suites" in outcome.message and "nowhere.jsonl" in outcome.message
     assert not [event for event in events if event["event"] == "step"]
+
+
+def test_held_out_records_that_are_lost_end_a_run_before_it_trains(
+    workshop: Any, make_chats: Records
+) -> None:
+    first = workshop.job(make_chats(24), *STEPS, "promotion.policy=always")
+    workshop.carry_out(first)
+    VersionStore(workshop.paths).roll_forward()
+    file = workshop.paths.held_out / f"{first}.jsonl"
+    file.rename(workshop.paths.base / "aside")
+    second = workshop.job(make_chats(24, seed=2), *STEPS)
+    outcome, events = workshop.carry_out(second)
+    assert (outcome.outcome, outcome.kind) == ("failed", "integrity")
+    assert str(file) in outcome.message
+    # Not even looked at: with the file gone, its texts would have passed as new ones.
+    assert not workshop.folder(second).report.exists()
+    assert not [event for event in events if event["event"] == "step"]
+    (workshop.paths.base / "aside").rename(file)
+    assert workshop.carry_out(second)[0].outcome == "completed"
