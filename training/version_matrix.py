@@ -96,10 +96,12 @@ def transfer_of(
     """
     lineage = _lineage(store, facts.parent)
     average, measures = _average(report)
+    leads = [_lead(version.facts, version.folder / RESULTS) for version in lineage]
     return TransferFacts(
         average_accuracy=average,
         average_measures=measures,
         backward_transfer=_mean(_since_learned(version, results) for version in lineage),
+        forward_transfer=_mean([*leads, _lead(facts, results)]),
     )
 
 
@@ -127,6 +129,18 @@ def _since_learned(learner: Version, results: Path) -> float | None:
     return _change(
         results_file(learner.folder / RESULTS, "candidate", slice_id),
         results_file(results, "candidate", slice_id),
+    )
+
+
+def _lead(learner: VersionFacts, results: Path) -> float | None:
+    """Return by how much the model before a version led the base on what that version was to learn.
+
+    None for a first version, which began with the base, and for one on a merged base, which is not untrained.
+    """
+    if learner.parent is None or learner.consolidated is not None:
+        return None
+    return _change(
+        results_file(results, "base", learner.job_id), results_file(results, "current", learner.job_id)
     )
 
 

@@ -78,6 +78,10 @@ def test_each_version_is_tested_on_what_was_held_out_so_far_and_on_the_suites(
     assert [[cell is not None for cell in row.cells] for row in matrix.rows] == [[True, False], [True, True]]
     assert matrix.rows[0].backward_transfer is None
     assert matrix.rows[1].backward_transfer is not None
+    before, untrained = (two.scores[role][second].share_right for role in ("current", "base"))
+    assert before is not None and untrained is not None
+    assert matrix.rows[1].forward_transfer == pytest.approx(before - untrained)
+    assert matrix.rows[0].forward_transfer is None
     assert {cell.measure for row in matrix.rows for cell in row.cells if cell} <= {"answers", "verbatim"}
 
     store = VersionStore(workshop.paths)

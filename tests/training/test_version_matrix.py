@@ -272,3 +272,37 @@ def test_versions_of_other_lineages_count_in_no_transfer(
     found = transfer(shelf, lineage[1], newest)
     assert found.average_accuracy == pytest.approx((0.5 + 0.8) / 2)
     assert found.backward_transfer == pytest.approx(0.8 - 0.9)
+
+
+# --- what a lineage knew before
+
+
+def test_what_was_known_before_a_file_is_the_lead_over_the_base_on_its_own_records(
+    shelf: Any, lineage: list[Version], jobs: list[str]
+) -> None:
+    one, two, three = jobs
+    first = examine(lineage[0], {one: asked(right=9)}, base={one: asked(right=1)})
+    assert transfer(shelf, lineage[0], first).forward_transfer is None
+    examine(
+        lineage[1],
+        {two: asked(right=8), one: asked(right=7)},
+        current={two: asked(right=3), one: asked(right=9)},
+        base={two: asked(right=2), one: asked(right=1)},
+    )
+    newest = examine(
+        lineage[2],
+        {three: asked(right=10), two: asked(right=7), one: asked(right=6)},
+        current={three: asked(right=6), two: asked(right=8), one: asked(right=7)},
+        base={three: asked(right=3), two: asked(right=2), one: asked(right=1)},
+    )
+    found = transfer(shelf, lineage[2], newest)
+    assert found.forward_transfer == pytest.approx(((0.3 - 0.2) + (0.6 - 0.3)) / 2)
+
+
+def test_a_base_that_others_were_merged_into_is_not_untrained(shelf: Any) -> None:
+    merged = shelf.add(parent="v0001", consolidated="v0001")
+    own = merged.facts.job_id
+    report = examine(
+        *(merged, {own: asked(right=9)}), current={own: asked(right=5)}, base={own: asked(right=4)}
+    )
+    assert transfer(shelf, merged, report).forward_transfer is None
