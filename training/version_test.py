@@ -24,7 +24,7 @@ import durable
 from chat_template import ChatTemplate
 from config import DataConfig, EvaluationConfig
 from evaluation.examination import Examiner
-from evaluation.items import Examined, Item, ItemResult
+from evaluation.items import Examined, Item, ItemResult, enough_tokens
 from training.adapter import load_adapter, set_adapter_weights
 from training.slices import Slice
 from training.version_report import (
@@ -234,13 +234,13 @@ class VersionTest:
         return time.monotonic() - began_at
 
     def _answer_tokens(self, part: Slice) -> int:
-        """Return how long answers to a slice may be: one twice as long as the right one is wrong."""
+        """Return how long answers to a slice may be."""
         tokenizer = self._template.tokenizer
         longest = max(
             (len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.asked),
             default=0,
         )
-        return min(self._config.max_new_tokens, 2 * longest + 16)
+        return min(self._config.max_new_tokens, enough_tokens(longest))
 
     # --- one model on one slice
 
