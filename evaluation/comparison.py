@@ -67,9 +67,9 @@ def paired_bootstrap(
 
     Percentile bootstrap over records, widened by sqrt(n / (n - 1)): resampling n records shows that much
     too little variance, which matters for few of them. The p-value is of a difference of at most `margin`
-    (worse), at least `-margin` (better), or none at all (two-sided). Where no resample lies on the other side
-    it is that of Student's t, since so many tests may be corrected together that 1 / RESAMPLES is much. It
-    is never below what n fair coins give, all of them heads: few records prove little, however alike.
+    (worse), at least `-margin` (better), or none at all (two-sided). It is never below that of Student's t:
+    resamples of a handful of records agree too readily. Where no resample lies on the other side it is that
+    of t, since so many tests may be corrected together that 1 / RESAMPLES is much. One record proves nothing.
     """
     _same_length(before, after)
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
@@ -90,11 +90,6 @@ def paired_bootstrap(
         "two-sided": lambda: min(1.0, 2 * min(_tail(means, differences), _tail(-means, -differences))),
     }[alternative]()
     return Difference(mean, (float(low), float(high)), p_value)
-
-
-def smallest_p_value(records: int) -> float:
-    """Return the p-value of so many records that all changed to the same side."""
-    return float(0.5**records)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -136,13 +131,12 @@ def _resampled_means(values: NDArray[np.float64], generator: np.random.Generator
 def _tail(means: NDArray[np.float64], values: NDArray[np.float64]) -> float:
     """Return how likely `values` are above zero by chance, of which `means` are the resampled means."""
     below = int(np.count_nonzero(means <= 0))
-    p_value = (1 + below) / (1 + len(means))
-    if not below:
-        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        error = spread / math.sqrt(len(values))
-        by_t = float(stats.t.sf(values.mean() / error, len(values) - 1)) if error else 0.0
-        p_value = min(p_value, by_t)
-    return max(p_value, smallest_p_value(len(values)))
+    by_resampling = (1 + below) / (1 + len(means))
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    if not error:  # nothing is known of the noise: as many coins as there are records, all of them heads
+        return max(by_resampling if below else 0.0, float(0.5 ** len(values)))
+    by_t = float(stats.t.sf(values.mean() / error, len(values) - 1))
+    return max(by_resampling, by_t) if below else by_t
 
 
 def _same_length(before: Sequence[object], after: Sequence[object]) -> None:

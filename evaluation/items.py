@@ -58,6 +58,11 @@ class Passage:
 Examined = Item | Passage
 
 
+def enough_tokens(expected_tokens: int) -> int:
+    """Return how many tokens an answer may have: one twice as long as the right one is wrong."""
+    return 2 * expected_tokens + 16
+
+
 class ItemResult(BaseModel):
     """What one model made of one item; stored as a line of JSON."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import durable
@@ -71,8 +73,12 @@ class Examination:
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         models = Models(trainer.model, candidate.folder, initial)
+        began_at = time.monotonic()
         losses = None if held_out is None else self._losses(trainer, held_out, candidate, initial)
+        loss_seconds = time.monotonic() - began_at
         measured = self._measure(models, learner)
+        if measured.seconds is not None:
+            measured = replace(measured, seconds=loss_seconds + measured.seconds)
         card = ReportCard.model_validate(durable.read_json(self._folder.report))
         exchanges = read_exchanges(self._folder.train_records, self._folder.held_out_records)
         own = held_out_slice(self._paths, self._job.job_id, self._job.name)

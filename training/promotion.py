@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from config import PromotionConfig
-from evaluation.comparison import (
-    Difference,
-    holm,
-    mcnemar_exact,
-    noise_floor,
-    paired_bootstrap,
-    smallest_p_value,
-)
+from evaluation.comparison import Difference, holm, mcnemar_exact, noise_floor, paired_bootstrap
 from evaluation.items import ItemResult
 from training.version_report import Measure, SliceFacts, SliceTest
 
@@ -284,9 +277,14 @@ def _judged(tests: Sequence[SliceTest], confidence: float) -> tuple[SliceTest, .
 
 
 def _could_be_worse(test: SliceTest, alpha: float) -> bool:
-    """Tell whether losing every right answer, or a rise of every loss, would be significant."""
-    right = test.records if test.measure == "loss" else round(test.before * test.records)
-    return smallest_p_value(right) < alpha
+    """Tell whether losing every right answer would be significant: where few are right, few can be lost.
+
+    A rise of losses may be, however few there are, but for a single one.
+    """
+    if test.measure == "loss":
+        return test.records > 1
+    right = round(test.before * test.records)
+    return bool(0.5**right < alpha)
 
 
 def _pairs(before: Sequence[ItemResult], after: Sequence[ItemResult]) -> list[tuple[ItemResult, ItemResult]]:

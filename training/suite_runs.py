@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths
-from evaluation.items import Examined, Item, ItemResult, Passage
+from evaluation.items import Examined, Item, ItemResult, Passage, enough_tokens
 from evaluation.lm_eval_tasks import TaskScore, run_lm_eval
 from evaluation.suites import Suite
 from evaluation.suites.scores import Score, scores
@@ -174,11 +174,9 @@ def spread(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
 def answer_limit(expected_tokens: int, most: int) -> int:
     """Return how many tokens an answer may have.
 
-    One twice as long as the right one is wrong; what would follow only costs time. The limit depends on the
-    item alone, so that the batch it is answered in changes nothing.
+    The limit depends on the item alone, so that the batch it is answered in changes nothing.
     """
-    limit = 2 * expected_tokens + 16
-    return min(most, -(-limit // _LIMIT_GRAIN) * _LIMIT_GRAIN)
+    return min(most, -(-enough_tokens(expected_tokens) // _LIMIT_GRAIN) * _LIMIT_GRAIN)
 
 
 def _batches(

@@ -134,6 +134,7 @@ class VersionReport(Document):
     transfer: TransferFacts = TransferFacts()
     training_seconds: float | None = None
     test_seconds: float | None = None
+    """Null for a test that was interrupted: nobody knows what the parts of it took together."""
 
 
 class Settings(Document):
