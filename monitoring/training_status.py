@@ -28,6 +28,7 @@ from monitoring.events import (
     ExampleEvent,
     HeartbeatEvent,
     NoteEvent,
+    OutcomeEvent,
     PhaseEvent,
     PlanEvent,
     PublishedEvent,
@@ -182,6 +183,7 @@ class TrainingStatus(_Part):
     gpu: dict[str, Any] | None = None
     """Null on a machine without one."""
     worker_rss_bytes: int | None = None
+    """As the worker last said; null while none runs."""
     max_output_tokens: int | None = None
     context_window: int | None = None
 
@@ -241,10 +243,20 @@ class StatusWriter:
         self._signals = RunSignals(limits, clock)
         self._hardware = hardware
         self._steps_before = 0
-        self.worker_pid: int | None = None
-        """The process whose memory is shown beside the daemon's."""
+        self._worker_pid: int | None = None
         self.status = TrainingStatus(status_seconds=interval_seconds, **fields)
         """The document as it is now; what is on disk may be `interval_seconds` older."""
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process whose memory is shown beside the daemon's; None while no worker runs."""
+        return self._worker_pid
+
+    @worker_pid.setter
+    def worker_pid(self, pid: int | None) -> None:
+        if pid != self._worker_pid:
+            self._worker_pid = pid
+            self.update(worker_rss_bytes=None)
 
     def update(self, **fields: Any) -> None:
         """Merge `fields` into the document; what is not named keeps its value."""
@@ -308,6 +320,8 @@ class StatusWriter:
         match event:
             case HeartbeatEvent():
                 self.update(worker_rss_bytes=event.rss_bytes)
+            case OutcomeEvent():
+                self.update(worker_rss_bytes=None)
             case PhaseEvent():
                 state = event.phase
                 self.update(
@@ -390,6 +404,7 @@ _OF_A_RUN = (
     *("lora_summary", "trainable_parameters", "monitoring_overhead", "epochs_without_improvement"),
     *("fixed_eval_em", "fixed_eval_ce", "fixed_eval_ece", "fixed_eval_trend"),
     *("eta_confidence", "best_checkpoint", "error_message", "error_type", "message"),
+    "worker_rss_bytes",
 )
 
 

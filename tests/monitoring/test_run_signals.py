@@ -143,6 +143,31 @@ def test_a_silent_worker_is_stale_until_it_speaks_or_ends() -> None:
     assert categories(signals.look(machine(), None)) == []
 
 
+def worker_of(gib: float, looks: int, signals: RunSignals) -> list[str]:
+    """Return what alarms after so many looks at a worker of that size, which grows a little."""
+    fields: dict[str, Any] = {}
+    for look in range(looks):
+        fields = signals.look(machine(), int(gib * 2**30) + 4096 * look)
+    return categories(fields)
+
+
+def test_memory_of_a_worker_is_not_measured_against_the_worker_of_the_run_before() -> None:
+    signals = RunSignals()
+    assert worker_of(1, 200, signals) == []
+    signals.begin()
+    assert worker_of(8, 400, signals) == []
+    assert signals.take_transitions() == []
+
+
+def test_a_worker_that_grows_and_grows_is_told_of_until_it_is_gone() -> None:
+    signals = RunSignals()
+    for look in range(400):
+        fields = signals.look(machine(), 2**30 + look * 2**25)
+    assert categories(fields) == ["ram_creep"]
+    assert categories(signals.look(machine(), None)) == []
+    assert kinds(signals.take_transitions()) == [("ram_creep", "raised"), ("ram_creep", "resolved")]
+
+
 def test_answers_give_accuracy_windows_and_samples() -> None:
     signals = RunSignals()
     fields: dict[str, Any] = {}

@@ -27,6 +27,7 @@ from monitoring.events import (
     ExampleEvent,
     HeartbeatEvent,
     NoteEvent,
+    OutcomeEvent,
     PhaseEvent,
     PlanEvent,
     PublishedEvent,
@@ -217,6 +218,22 @@ def test_notes_and_verdicts_are_messages(writer: StatusWriter) -> None:
     assert writer.status.message == "v0002: hold, worse"
     writer.observe(HeartbeatEvent(rss_bytes=7))
     assert writer.status.worker_rss_bytes == 7
+
+
+def test_memory_of_a_worker_is_unknown_when_none_runs(writer: StatusWriter) -> None:
+    def end_by_word() -> None:
+        writer.observe(OutcomeEvent(outcome="completed"))
+
+    def die() -> None:
+        writer.worker_pid = None
+
+    for ending in (end_by_word, die, writer.begin_run):
+        writer.worker_pid = 4711
+        writer.observe(HeartbeatEvent(rss_bytes=7))
+        writer.worker_pid = 4711
+        assert writer.status.worker_rss_bytes == 7
+        ending()
+        assert writer.status.worker_rss_bytes is None
 
 
 def test_a_command_is_acknowledged_once_by_final_names(paths: Paths, writer: StatusWriter) -> None:
