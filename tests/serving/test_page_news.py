@@ -1,0 +1,79 @@
+"""How soon and how truly the page tells what happens, whatever its reader looks at.
+
+The status is written by the daemon's own writer; the server is the daemon's own, on files of a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import Paths
+from monitoring.training_status import QueueStatus, StatusWriter
+from tests.serving.browsing import Visit, browser
+from tests.serving.served import Client, Served
+from tests.serving.test_version_views import publish
+from tests.training.ledger.run_folders import Folder
+from tests.waiting import wait_until
+
+IMPATIENCE_MS = 2000
+"""Page time within which news are there; what changes nothing is asked for anew each 15 s at the earliest."""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def talkative(paths: Paths, **fields: Any) -> StatusWriter:
+    """Return the writer of a daemon that is not taken for silent, however slowly the page comes."""
+    writer = StatusWriter(paths.status_file, interval_seconds=3600.0, **fields)
+    writer.write()
+    return writer
+
+
+def at(client: Client) -> str:
+    return f"http://{client.host}:{client.port}"
+
+
+def hear(visit: Visit, message: str) -> None:
+    """Wait until the page has heard a status, whether it has drawn it or not."""
+    known = "import('/web/store.js').then(({ store }) => store.status?.message)"
+    wait_until(lambda: visit.page.evaluate(known) == message)
+
+
+def test_page_of_a_past_run_tells_at_once_of_new_jobs_versions_and_files(
+    chromium: Any, folder: Folder
+) -> None:
+    past = folder.job(1, state="finished", outcome="completed", version=publish(folder.paths, 1))
+    job = folder.job(2, state="running", started=True)
+    writer = talkative(folder.paths, job_id=job.job_id, state="training", status="training")
+    with Served(folder.paths) as client, Visit(chromium, "about:blank") as visit:
+        visit.page.clock.install()
+        visit.page.goto(at(client))
+        for panel in ("jobs", "versions", "queue"):
+            visit.await_look(panel, "full")
+        visit.page.select_option("#run-choice", past.job_id)
+        visit.page.locator("#jobs tr.marked").filter(has_text="1.jsonl").wait_for()
+        visit.page.clock.pause_at(visit.page.evaluate("Date.now()") / 1000 + 2 * IMPATIENCE_MS / 1000)
+        publish(folder.paths, 2)
+        folder.job(3)
+        writer.update(message="v0002: hold, worse", batch_queue_size=1, queue=QueueStatus(normal=1))
+        hear(visit, "v0002: hold, worse")
+        visit.page.clock.run_for(IMPATIENCE_MS)
+
+        def is_told() -> bool:
+            visit.page.clock.run_for(1)  # for what was answered meanwhile and waits to be drawn
+            shown = (len(visit.rows("jobs")), len(visit.rows("versions")), len(visit.texts("#queue .name")))
+            return shown == (3, 2, 2)
+
+        wait_until(is_told)
