@@ -12,6 +12,7 @@ import pytest
 
 import durable
 from config import Paths
+from monitoring.alert_log import AlertLog
 from monitoring.training_status import StatusWriter, TrainingStatus
 from tests.daemon_base import LONG, Base
 from tests.serving.served import Client, Served
@@ -37,6 +38,11 @@ def categories(base: Base) -> set[str]:
 def monitor_of(base: Base) -> Client:
     wait_until(base.paths.monitor_address.exists)
     return Client(durable.read_json(base.paths.monitor_address)["url"])
+
+
+def history_of(client: Client, category: str) -> list[str]:
+    history = client.get("/api/alerts").json()["history"]
+    return [one["kind"] for one in history if one["category"] == category]
 
 
 @pytest.mark.config_key("serving.monitor")
@@ -117,7 +123,9 @@ def test_a_port_in_use_is_an_alert_until_it_is_free_and_training_goes_on(base: B
         assert "Address already in use" in base.status.monitor_trouble
     wait_until(lambda: "not_served" not in categories(base))
     assert base.status.monitor_trouble is None
-    assert Client(durable.read_json(base.paths.monitor_address)["url"]).get("/health").status == 200
+    client = Client(durable.read_json(base.paths.monitor_address)["url"])
+    assert client.get("/health").status == 200
+    wait_until(lambda: history_of(client, "not_served") == ["resolved", "raised"])
     log = base.end(daemon)
     assert [log.count(f"Alert not_served {kind}") for kind in ("raised", "resolved")] == [1, 1]
 
@@ -239,7 +247,7 @@ def test_answers_evolve_by_example_and_step(folder: Folder) -> None:
     assert [answer["step"] for answer in thinned["answers"]] == [0, 1000]
 
 
-def test_alerts_of_runs_stay_to_be_seen(folder: Folder) -> None:
+def test_alerts_of_runs_and_of_the_time_between_stay_to_be_seen(folder: Folder) -> None:
     from monitoring.events import AlertEvent
 
     def alert(kind: str, message: str) -> AlertEvent:
@@ -259,8 +267,11 @@ def test_alerts_of_runs_stay_to_be_seen(folder: Folder) -> None:
         assert client.get("/api/alerts").json()["active"] == []
         folder.job(2, alert("raised", "two"))
         folder.say(first, alert("raised", "late"))
+        AlertLog(folder.paths.alerts).keep(alert("raised", "between"))
         history = client.get("/api/alerts").json()["history"]
-    assert [(one["job_id"][:6], one["kind"], one["message"]) for one in history] == [
+    told = [((one["job_id"] or "no job")[:6], one["kind"], one["message"]) for one in history]
+    assert told == [
+        ("no job", "raised", "between"),
         ("000002", "raised", "two"),
         ("000001", "raised", "late"),
         ("000001", "resolved", "one"),
