@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from config import Paths
+from monitoring.alert_log import AlertLog
+from monitoring.events import AlertEvent
 from monitoring.training_status import QueueStatus, StatusWriter
 from tests.serving.browsing import Visit, browser
 from tests.serving.served import Client, Served
@@ -21,6 +23,13 @@ from tests.waiting import wait_until
 
 IMPATIENCE_MS = 2000
 """Page time within which news are there; what changes nothing is asked for anew each 15 s at the earliest."""
+
+SILENT_AFTER = 0.02
+"""Status interval of a daemon that is taken for silent after fifteen of them."""
+PAST = AlertEvent(
+    *(), kind="resolved", severity="warning", category="low_disk", message="the disk was full", details={},
+    recommendation="Make room.",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +86,44 @@ def test_page_of_a_past_run_tells_at_once_of_new_jobs_versions_and_files(
             return shown == (3, 2, 2)
 
         wait_until(is_told)
+
+
+def test_nothing_is_said_to_be_well_before_it_is_known_or_once_it_is_not_known_any_more(
+    chromium: Any, folder: Folder
+) -> None:
+    writer = talkative(folder.paths)
+    held: list[Any] = []
+    with Served(folder.paths) as client:
+        visit = Visit(chromium, "about:blank")
+        visit.page.route("**/api/alerts", lambda route: held.append(route))
+        visit.page.goto(at(client))
+        visit.page.locator("#queue-note").filter(has_text="Nothing waits.").wait_for()
+        wait_until(lambda: visit.text("#alerts-note") == "Reading the alerts." and held)
+        held[0].continue_()
+        visit.page.unroute("**/api/alerts")
+        note = visit.page.locator("#alerts-note")
+        note.filter(has_text="Nothing is wrong, and no earlier alert is kept.").wait_for()
+
+        writer.update(status_seconds=SILENT_AFTER, message="The last word.")
+        for panel in ("alerts", "queue"):
+            visit.await_look(panel, "stale")
+            assert visit.text(f"#{panel}-note").startswith("Not known since ")
+        writer.update(status_seconds=3600.0, message="Back again.")
+        for panel in ("alerts", "queue"):
+            visit.await_look(panel, "empty")
+        AlertLog(folder.paths.alerts).keep(PAST)
+        visit.page.reload()
+        note.filter(has_text="Nothing is wrong now.").wait_for()
+        assert visit.page.locator("#alerts-history").text_content().count(PAST.message[1:]) == 1
+    with visit:
+        visit.page.locator("#connection[data-link=lost]").wait_for()
+        for panel in ("alerts", "queue"):
+            visit.await_look(panel, "stale")
+            assert visit.text(f"#{panel}-note").startswith("Not known since ")
+
+
+def test_a_stopped_daemon_watches_nothing_and_the_page_says_so(chromium: Any, folder: Folder) -> None:
+    talkative(folder.paths, state="stopped")
+    with Served(folder.paths) as client, Visit(chromium, at(client)) as visit:
+        visit.page.locator("#alerts-note").filter(has_text="when the daemon stopped").wait_for()
+        assert visit.complaints == []
