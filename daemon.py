@@ -315,7 +315,7 @@ class Daemon:
             return self._queue.save(given_up(job))
         if not self._has_room_for(job):
             return job
-        self._running = self._queue.save(begun(job))
+        job = self._queue.save(begun(job))
         self._runs += 1
         drop_old_logs(self._paths, self._config.retention.run_logs, job.number)
         self._status.begin_run(
@@ -325,6 +325,8 @@ class Daemon:
             current_file=job.name,
             batch_number=self._runs,
         )
+        self._tell_alerts()  # those of the run before end here, and are none of this one's
+        self._running = job
         outcome = self._runner.run(job.job_id, self._on_event, self._beat)
         return self._conclude(self._running, outcome)
 

@@ -42,24 +42,26 @@ class RunSignals:
         self._clock = clock
         self._machine = SmartAlerts(self._limits)
         self._worker = SmartAlerts(self._limits)
-        self._answers = EvaluationWindows()
-        self._accuracies = ThinnedHistory()
-        self._heatmap = PatternHeatmap()
+        self._alerts = SmartAlerts(self._limits)
         self._transitions: list[Transition] = []
         self.begin()
 
-    def begin(self) -> None:
-        """Forget the run before."""
+    def begin(self) -> dict[str, Any]:
+        """Forget the run before, whose alerts end with that; return those that are left."""
         self._end_worker()
-        self._alerts = SmartAlerts(self._limits)
+        self._transitions += self._alerts.end()
         self._streaming = StreamingMetrics()
         self._throughput = ThroughputMonitor()
         self._losses = ThinnedHistory()
         self._fixed_eval = FixedEvalHistory()
+        self._answers = EvaluationWindows()
+        self._accuracies = ThinnedHistory()
+        self._heatmap = PatternHeatmap()
         self._heard_at: float | None = None
         self._holds_out = False
         self._loss: float | None = None
         self._file: str | None = None
+        return self._active()
 
     def observe(self, event: Event, file: str | None) -> dict[str, Any]:
         """Take what the worker said of `file`; return the fields that changed."""

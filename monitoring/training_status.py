@@ -174,7 +174,7 @@ class TrainingStatus(_Part):
     train_loss_history: tuple[tuple[int, float], ...] = ()
     """Step and loss, thinned out evenly; all of them are in events.jsonl."""
     accuracy_history: tuple[tuple[int, float], ...] = ()
-    """Step and accuracy in percent of the last 20 answers."""
+    """Step and accuracy in percent of the last 20 answers of this run."""
 
     active_alerts: tuple[Alert, ...] = ()
     alert_summary: dict[str, int] = {}
@@ -194,6 +194,7 @@ class TrainingStatus(_Part):
     answer_matches: bool | None = None
     recent_examples: tuple[RecentExample, ...] = ()
     total_evals: int = 0
+    """Answers of this run that came whole; what follows counts the same ones."""
     total_correct: int = 0
     accuracy_percent: float | None = None
     accuracy_last_20: float | None = None
@@ -292,10 +293,10 @@ class StatusWriter:
             self._cannot_write = False
 
     def begin_run(self, **fields: Any) -> None:
-        """Forget the numbers of the run before and merge `fields` of the new one."""
+        """Forget the numbers, answers and alerts of the run before and merge `fields` of the new one."""
         self._steps_before = 0
-        self._signals.begin()
-        self.update(**dict.fromkeys(_OF_A_RUN), train_loss_history=(), **fields)
+        nothing = {name: TrainingStatus.model_fields[name].default for name in _OF_A_RUN}
+        self.update(**nothing, **self._signals.begin(), **fields)
 
     def receive(self, command: str, reason: str | None, received_at: datetime) -> None:
         """Show a command of a person that is about to be carried out."""
@@ -404,8 +405,14 @@ _OF_A_RUN = (
     *("lora_summary", "trainable_parameters", "monitoring_overhead", "epochs_without_improvement"),
     *("fixed_eval_em", "fixed_eval_ce", "fixed_eval_ece", "fixed_eval_trend"),
     *("eta_confidence", "best_checkpoint", "error_message", "error_type", "message"),
-    "worker_rss_bytes",
+    *("worker_rss_bytes", "train_loss_history", "accuracy_history", "current_system_prompt"),
+    *("current_prompt", "golden_answer", "model_answer", "answer_matches", "recent_examples"),
+    *("total_evals", "total_correct", "accuracy_percent", "accuracy_last_20", "accuracy_last_50"),
+    *("accuracy_trend", "eval_samples", "eval_failures", "pattern_heatmap", "think_tag_count"),
+    *("think_tag_percent", "current_golden_output_length", "current_model_output_length"),
+    *("max_golden_output_length", "max_model_output_length"),
 )
+"""Fields that the next run begins without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,8 @@ def test_dead_modules_are_told_of_and_the_alert_belongs_to_its_run() -> None:
     assert fields["monitoring_overhead"] == 0.004
     assert fields["token_entropy"] == 2.0
     assert kinds(signals.take_transitions()) == [("dead_layers", "raised")]
-    signals.begin()
+    assert categories(signals.begin()) == []
+    assert kinds(signals.take_transitions()) == [("dead_layers", "resolved")]
     assert categories(signals.observe(step_event(1), None)) == []
 
 
@@ -185,6 +186,23 @@ def test_answers_give_accuracy_windows_and_samples() -> None:
     assert fields["accuracy_trend"] == "improving"
     assert fields["accuracy_history"][-1] == (40, 100.0)
     assert fields["eval_samples"][-1].answer_matches is True
+
+
+def test_answers_are_those_of_one_run() -> None:
+    signals = RunSignals()
+    right = ExampleEvent(
+        *(), step=1, system_prompt=None, prompt="2+2?", golden_answer="4", model_answer="4",
+        answer_matches=True, golden_tokens=1, model_tokens=1, pattern="math",
+    )  # fmt: skip
+    for _ in range(30):
+        signals.observe(right, "a.jsonl")
+    signals.begin()
+    fields = signals.observe(right.model_copy(update={"answer_matches": False}), "b.jsonl")
+    assert (fields["total_evals"], fields["accuracy_last_20"], fields["accuracy_last_50"]) == (1, 0.0, 0.0)
+    assert fields["accuracy_trend"] == "insufficient_data"
+    assert fields["accuracy_history"] == ((1, 0.0),)
+    assert [one.current_file for one in fields["recent_examples"]] == ["b.jsonl"]
+    assert fields["pattern_heatmap"].data["math"]["0-100"].seen == 1
 
 
 def fixed_eval(step: int, ece: float, matches: tuple[bool | None, ...]) -> FixedEvalEvent:

@@ -130,6 +130,18 @@ def test_a_port_in_use_is_an_alert_until_it_is_free_and_training_goes_on(base: B
     assert [log.count(f"Alert not_served {kind}") for kind in ("raised", "resolved")] == [1, 1]
 
 
+def test_alert_of_a_run_is_told_to_end_when_the_next_run_begins(base: Base) -> None:
+    base.drop(fail="nan")
+    base.drop("b.jsonl")
+    base.run()
+    failed, _ = base.jobs()
+    with Served(base.paths) as client:
+        alerts = client.get("/api/alerts").json()
+    assert alerts["active"] == []
+    told = [(one["kind"], one["job_id"]) for one in alerts["history"] if one["category"] == "nan_loss"]
+    assert told == [("resolved", None), ("raised", failed.job_id)]
+
+
 def test_without_a_monitor_nothing_is_served(base: Base) -> None:
     log = base.run("serving.monitor=false", "serving.monitor_port=0")
     assert "Monitor at" not in log
