@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import durable
+from benchmarks.long_run import write_long_run
 from config import Paths
 from monitoring.alert_log import AlertLog
 from monitoring.events import AlertEvent
@@ -127,3 +129,29 @@ def test_a_stopped_daemon_watches_nothing_and_the_page_says_so(chromium: Any, fo
     with Served(folder.paths) as client, Visit(chromium, at(client)) as visit:
         visit.page.locator("#alerts-note").filter(has_text="when the daemon stopped").wait_for()
         assert visit.complaints == []
+
+
+def test_charts_that_cannot_be_drawn_say_so_and_are_tried_again(chromium: Any, tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    write_long_run(paths, 50).update(status_seconds=3600.0, message="At work.")
+    with Served(paths) as client, Visit(chromium, "about:blank") as visit:
+        visit.page.clock.install()
+        visit.page.route("**/vendor/plotly.min.js", lambda route: route.abort())
+        visit.page.goto(at(client))
+        text = visit.page.locator("#loss-text").filter(has_text="Loss went from")
+        text.filter(has_text="/vendor/plotly.min.js could not be loaded").wait_for()
+        visit.page.unroute("**/vendor/plotly.min.js")
+        visit.page.clock.fast_forward(6000)
+        visit.page.locator("#loss-chart .main-svg").first.wait_for()
+        visit.page.locator("#loss-text").filter(has_not_text="could not be loaded").wait_for()
+        assert visit.page.locator("style").count() == 0
+
+
+def test_the_moment_of_the_heartbeat_is_that_of_the_newest_one(chromium: Any, folder: Folder) -> None:
+    writer = talkative(folder.paths)
+    with Served(folder.paths) as client, Visit(chromium, at(client)) as visit:
+        for second in ("05", "06"):
+            moment = f"2026-01-02T03:04:{second}Z"
+            document = writer.status.model_dump(mode="json") | {"heartbeat_at": moment}
+            durable.write_json(folder.paths.status_file, document)
+            visit.page.locator(f"#now-heartbeat[title$=':{second}']").wait_for()
