@@ -53,6 +53,7 @@ function drawState() {
   drawProgress(status);
   fill("now-facts", factsKey(status), () => facts(factsOf(status)));
   say("now-heartbeat", `${duration(heartbeatAge())} ago`);
+  byId("now-heartbeat").title = moment(status.heartbeat_at);
   const message = status.error_message ?? status.message;
   byId("now-message").hidden = !message;
   say("now-message", capital(message ?? ""));
@@ -105,7 +106,7 @@ function factsOf(status) {
     isInPhase ? [capital(status.phase_unit ?? "done"), of(status.phase_done, status.phase_total)] : null,
     ["Epoch", fixed(status.epoch, 2)],
     ["Time left", timeLeft(status), status.eta_confidence ? `confidence: ${status.eta_confidence}` : undefined],
-    ["Heartbeat", el("span", { id: "now-heartbeat" }), moment(status.heartbeat_at)],
+    ["Heartbeat", el("span", { id: "now-heartbeat" })],
     ["Queue", `${waiting}${queue?.settling ? ", one arriving" : ""}`, next],
     ["Current version", status.version ?? "none yet"],
     control ? ["Last command", lastCommand(control), control.reason ?? undefined] : null,
