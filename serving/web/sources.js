@@ -130,6 +130,6 @@ export const SOURCES = [
     3000,
     120_000,
   ),
-  new Source("versions", at("/api/versions"), news("version", "message"), 1000, 60_000),
-  new Source("inbox", at("/api/inbox"), news("job_id", "queue"), 1000, 15_000),
+  new Source("versions", at("/api/versions"), news("version", "message"), 500, 60_000),
+  new Source("inbox", at("/api/inbox"), news("job_id", "queue"), 500, 15_000),
 ];

@@ -23,8 +23,8 @@ from tests.serving.test_version_views import publish
 from tests.training.ledger.run_folders import Folder
 from tests.waiting import wait_until
 
-IMPATIENCE_MS = 2000
-"""Page time within which news are there; what changes nothing is asked for anew each 15 s at the earliest."""
+IMPATIENCE_MS = 1000
+"""Page time within which news are there; without news each source is asked each 15 s at the earliest."""
 
 SILENT_AFTER = 0.02
 """Status interval of a daemon that is taken for silent after fifteen of them."""
@@ -75,7 +75,10 @@ def test_page_of_a_past_run_tells_at_once_of_new_jobs_versions_and_files(
             visit.await_look(panel, "full")
         visit.page.select_option("#run-choice", past.job_id)
         visit.page.locator("#jobs tr.marked").filter(has_text="1.jsonl").wait_for()
-        visit.page.clock.pause_at(visit.page.evaluate("Date.now()") / 1000 + 2 * IMPATIENCE_MS / 1000)
+        writer.update(message="nothing new")
+        hear(visit, "nothing new")
+        # Slow answers are asked for less often, but not for longer than this.
+        visit.page.clock.pause_at(visit.page.evaluate("Date.now()") / 1000 + 10.5)
         publish(folder.paths, 2)
         folder.job(3)
         writer.update(message="v0002: hold, worse", batch_queue_size=1, queue=QueueStatus(normal=1))
