@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from evaluation.items import Passage
     from evaluation.suites import Suite
     from training.slices import Slice
-    from training.version_comparison import Comparison, PartComparison
+    from training.version_comparison import Comparison, Pair, PartComparison
+    from training.version_report import SliceKind
 
 Model = Annotated[str, typer.Argument(help="current, base, or a version.")]
 
@@ -43,6 +44,7 @@ def compare(
     before is not asked again. Differences are those of the second model against the first.
     """
     from training.suite_runs import Contestant, run_suite
+    from training.version_comparison import Answered
     from training.version_comparison import compare as compare_results
 
     paths, config = open_base(base, settings)
@@ -50,14 +52,14 @@ def compare(
     asked = _suites(paths, config, suites)
     contestants = [Contestant(paths, config, which) for which in (a, b)]
     runs = [
-        [run_suite(paths, config, model, suite, passages=passages) for suite, passages in asked]
+        [run_suite(paths, config, model, suite, passages=passages) for suite, _, passages in asked]
         for model in contestants
     ]
     found = compare_results(
         *(contestants[0].name, contestants[1].name),
         [
-            (suite.title or suite.name, one.results, other.results)
-            for (suite, _), one, other in zip(asked, *runs, strict=True)
+            Answered(suite.title or suite.name, kind, one.results, other.results)
+            for (suite, kind, _), one, other in zip(asked, *runs, strict=True)
         ],
         confidence=config.promotion.confidence,
         seed=config.train.seed,
@@ -70,7 +72,9 @@ def compare(
         _print_disagreements(found)
 
 
-def _suites(paths: Paths, config: Config, names: list[str] | None) -> list[tuple[Suite, tuple[Passage, ...]]]:
+def _suites(
+    paths: Paths, config: Config, names: list[str] | None
+) -> list[tuple[Suite, SliceKind, tuple[Passage, ...]]]:
     """Return the suites that were named, or else all held-out slices, with their passages, and the configured
     suites."""
     from errors import UsageError
@@ -78,9 +82,11 @@ def _suites(paths: Paths, config: Config, names: list[str] | None) -> list[tuple
     from training.slices import every_held_out_slice, suites_of
 
     if names:
-        return [(load_suite(name), ()) for name in names]
-    asked = [(_as_suite(part, config.data), part.passages) for part in every_held_out_slice(paths)]
-    asked += [(suite, ()) for suite in suites_of(paths, config.evaluation)]
+        return [(load_suite(name), "suite", ()) for name in names]
+    asked: list[tuple[Suite, SliceKind, tuple[Passage, ...]]] = [
+        (_as_suite(part, config.data), "held_out", part.passages) for part in every_held_out_slice(paths)
+    ]
+    asked += [(suite, "suite", ()) for suite in suites_of(paths, config.evaluation)]
     if not asked:
         raise UsageError(
             "nothing to compare on: nothing was held out yet and evaluation.suites is empty; name a --suite"
@@ -129,18 +135,29 @@ def _add_part(table: Table, part: PartComparison, found: Comparison) -> None:
     )
     loss = "-"
     if part.loss_difference is not None and low_high is not None:
-        loss = f"{part.loss_difference:+.3f} ({low_high[0]:+.3f} to {low_high[1]:+.3f}, p {part.loss_p:.2g})"
+        test = f"p {part.loss_p:.2g}" if part.loss_decides else "not judged"
+        loss = f"{part.loss_difference:+.3f} ({low_high[0]:+.3f} to {low_high[1]:+.3f}, {test})"
     table.add_row("", "", "difference", accuracy, loss, "", "", winner, end_section=True)
 
 
 def _print_disagreements(found: Comparison) -> None:
     for pair in found.disagreements:
-        right = found.a if pair.a.correct else found.b
-        console.print(Text(f"\n{pair.item_id}: only {right} is right; expected {pair.expected!r}"))
-        for name, result in ((found.a, pair.a), (found.b, pair.b)):
-            console.print(Text(f"  {name}: {result.answer!r}"))
+        for line in _disagreement(pair, found):
+            console.print(Text(line))
     if not found.disagreements:
-        console.print("Both got the same items right.")
+        is_judged = any(part.accuracy_difference is not None for part in found.parts)
+        console.print("Both got the same items right." if is_judged else "No item was judged right or wrong.")
+
+
+def _disagreement(pair: Pair, found: Comparison) -> list[str]:
+    """Say in lines who is right about an item, and what both answered where they were asked."""
+    right = found.a if pair.a.is_right else found.b
+    if pair.a.correct is None:
+        return [f"\n{pair.item_id}: only {right} prefers the chosen answer"]
+    return [
+        f"\n{pair.item_id}: only {right} is right; expected {pair.expected!r}",
+        *(f"  {name}: {result.answer!r}" for name, result in ((found.a, pair.a), (found.b, pair.b))),
+    ]
 
 
 def _percent(share: float | None, interval: tuple[float, float] | None) -> str:

@@ -183,7 +183,9 @@ def _result(item: Examined, loss: _Expectation | None, answer: Answer | None) ->
             loss_tokens=None if loss is None else loss.tokens,
             prefers_expected=None if loss is None else loss.is_preferred,
         )
-    judged = None if answer is None else grade(item.grader, item.expected, answer.text, item.question)
+    # An answer that time did not suffice for is kept, and neither right nor wrong.
+    is_whole = answer is not None and answer.finish_reason != "time"
+    judged = grade(item.grader, item.expected, answer.text, item.question) if answer and is_whole else None
     return ItemResult(
         item_id=item.item_id,
         level=item.level,
@@ -195,7 +197,7 @@ def _result(item: Examined, loss: _Expectation | None, answer: Answer | None) ->
         answer=None if answer is None else answer.text,
         correct=None if judged is None else judged.correct,
         score=None if judged is None else judged.score,
-        f1=None if answer is None else token_f1(item.expected, answer.text),
+        f1=token_f1(item.expected, answer.text) if answer and is_whole else None,
         answer_tokens=None if answer is None else answer.tokens,
         finish_reason=None if answer is None else answer.finish_reason,
         seconds=None if answer is None else answer.seconds,

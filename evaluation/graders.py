@@ -19,7 +19,7 @@ from evaluation import pattern_limits
 from evaluation.answer_text import bare, normalised, words
 from evaluation.choice_answers import options_in, same_choice
 from evaluation.json_answers import NotJson, json_in, same_json, share_of_fields
-from evaluation.number_answers import number_in, same_number
+from evaluation.number_answers import is_number, number_in, same_number
 from evaluation.syllo.puzzle import Puzzle
 from evaluation.syllo.verification import verify
 
@@ -249,11 +249,6 @@ def _is_list(text: str) -> bool:
     return isinstance(_value_of(text), list)
 
 
-def _is_number(text: str) -> bool:
-    number = number_in(text)
-    return number is not None and not set(text) - set("0123456789,.'’-+−eE% \u00a0\u202f")
-
-
 def _is_letter(text: str) -> bool:
     return text.strip("().:[] ") in set("ABCDEFGH")
 
@@ -262,7 +257,7 @@ _KINDS: tuple[tuple[GraderName, Callable[[str], bool], str], ...] = (
     ("syllo", _is_puzzle, "the solution of a syllable puzzle"),
     ("json_fields", _is_object, "a JSON object"),
     ("json", _is_list, "a JSON list"),
-    ("number", _is_number, "a number"),
+    ("number", is_number, "a number"),
     ("choice", _is_letter, "the letter of an option"),
 )
 

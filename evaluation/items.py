@@ -58,6 +58,11 @@ class Passage:
 Examined = Item | Passage
 
 
+def enough_tokens(expected_tokens: int) -> int:
+    """Return how many tokens an answer may have: one twice as long as the right one is wrong."""
+    return 2 * expected_tokens + 16
+
+
 class ItemResult(BaseModel):
     """What one model made of one item; stored as a line of JSON."""
 
@@ -80,6 +85,7 @@ class ItemResult(BaseModel):
     answer: str | None = None
     """As the model gave it; None where only losses were asked for."""
     correct: bool | None = None
+    """None where nothing was asked, and where time did not suffice for the answer."""
     score: float | None = None
     """From 0 to 1: 1 is right, between them is partly right."""
     f1: float | None = None

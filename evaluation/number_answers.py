@@ -44,6 +44,15 @@ def number_in(text: str) -> NumberAnswer | None:
     return NumberAnswer(value, found["percent"] is not None)
 
 
+def is_number(text: str) -> bool:
+    """Tell whether a text is one number and nothing else: no list of them, no date, no range."""
+    found = _NUMBER.fullmatch(text.strip().removesuffix("."))
+    if found is None or len(found["digits"]) > MAX_DIGITS:
+        return False
+    digits = found["digits"].translate(_BLANKS)
+    return sum(map(str.isdigit, _plain(digits))) == sum(map(str.isdigit, digits))
+
+
 def same_number(expected: NumberAnswer, given: NumberAnswer, tolerance: float, relative: float) -> bool:
     """Tell whether two numbers differ by no more than a distance, or a share of the expected one.
 

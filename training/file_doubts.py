@@ -6,6 +6,7 @@ here refuses a file; the version it becomes is held, with the reason, until some
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -94,18 +95,21 @@ def doubts_about(report: ReportCard, exchanges: Sequence[Exchange]) -> list[str]
 
 
 def unfit_answers(
-    matched: Sequence[float], mismatched: Sequence[float], config: PromotionConfig, seed: int
+    matched: Sequence[float | None],
+    mismatched: Sequence[float | None],
+    config: PromotionConfig,
+    seed: int,
 ) -> str | None:
     """Say so when, to the trained model, the file's answers fit their questions no better than others'.
 
     Answers that have nothing to do with what was asked are like that, and so are facts that nothing in the
-    rest of the file foretells: only a person can tell the two apart.
+    rest of the file foretells: only a person can tell the two apart. Where a loss is no number, which JSON
+    keeps as null, there is no telling, and the candidate is held for that.
     """
-    if not matched:
+    own, others = _numbers(matched), _numbers(mismatched)
+    if not own or len(own) + len(others) < len(matched) + len(mismatched):
         return None
-    found = paired_bootstrap(
-        mismatched, matched, confidence=config.confidence, seed=seed, alternative="better"
-    )
+    found = paired_bootstrap(others, own, confidence=config.confidence, seed=seed, alternative="better")
     if found.p_value < 1 - config.confidence:
         return None
     return (
@@ -113,6 +117,10 @@ def unfit_answers(
         f"after their own questions than after other questions of the file ({-found.mean:+.3f} nats per "
         "token); look whether questions and answers have been mixed up"
     )
+
+
+def _numbers(losses: Sequence[float | None]) -> list[float]:
+    return [loss for loss in losses if loss is not None and math.isfinite(loss)]
 
 
 def read_exchanges(*files: Path) -> list[Exchange]:
@@ -133,15 +141,22 @@ def _exchanges_of(file: Path) -> Iterator[Exchange]:
 
 
 def _copies(report: ReportCard, exchanges: Sequence[Exchange]) -> str | None:
-    """Find a file that is one record, or a few, again and again, with other case or punctuation perhaps."""
+    """Find a file that is one record, or a few, again and again, with other case or punctuation perhaps.
+
+    Exact copies were counted in the whole file; of the others in it, those not looked at are taken to be like
+    those that were.
+    """
+    looked_at = len(exchanges)
     distinct = len({(_plain(one.prompt), _plain(one.answer)) for one in exchanges})
-    total = len(exchanges) + report.duplicates
-    copies = total - distinct
+    others = max(looked_at, report.accepted + report.held_out + report.withheld)
+    share = (looked_at - distinct) / looked_at if looked_at else 0.0
+    copies, total = report.duplicates + round(share * others), report.duplicates + others
     if total < FEWEST or copies <= MOST_COPIES * total:
         return None
+    about = "about " if share and looked_at < others else ""
     return (
-        f"{copies} of {total} records are copies of another but for case and punctuation; look whether the "
-        "file was made right"
+        f"{about}{copies} of {total} records are copies of another but for case and punctuation; look "
+        "whether the file was made right"
     )
 
 

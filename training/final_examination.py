@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import durable
@@ -17,7 +19,7 @@ from training.daemon_link import DaemonLink
 from training.dataset import TokenRows
 from training.file_doubts import doubts_about, read_exchanges
 from training.jobs import Job
-from training.model import Learner
+from training.model import Learner, hash_tokenizer
 from training.publication import Result
 from training.slices import earlier_slices, held_out_slice, suite_slices
 from training.throughput import training_seconds
@@ -29,19 +31,33 @@ from training.versions import Version
 
 
 class Examination:
-    """Tests what a job has trained; made before the training, so that a missing suite ends a run at once."""
+    """Tests what a job has trained.
+
+    Made before anything else is done, so that a run ends at once when what it will be tested on is missing.
+    """
 
     def __init__(
-        self, paths: Paths, job: Job, config: Config, link: DaemonLink, template: ChatTemplate
+        self,
+        paths: Paths,
+        job: Job,
+        config: Config,
+        link: DaemonLink,
+        template: ChatTemplate,
+        parent: Version | None,
     ) -> None:
-        """Raises ConfigError when a suite of ``evaluation.suites`` is not there."""
+        """`parent` is what the run continues.
+
+        Raises ConfigError when a suite of ``evaluation.suites`` is not there, IntegrityError when records
+        that an earlier file has held out are gone.
+        """
         self._paths = paths
         self._job = job
         self._config = config
         self._link = link
         self._template = template
         self._folder: RunPaths = paths.run(job.job_id)
-        self._suites = suite_slices(paths, config.evaluation)
+        self._parent = parent
+        self._others = [*earlier_slices(paths, parent), *suite_slices(paths, config.evaluation)]
 
     def carry_out(
         self,
@@ -49,7 +65,6 @@ class Examination:
         learner: Learner,
         initial: dict[str, Any],
         held_out: TokenRows | None,
-        parent: Version | None,
     ) -> Result:
         """Compare the best checkpoint with what the run began with, and with the base; then decide."""
         candidate = checkpoints.best(
@@ -58,8 +73,12 @@ class Examination:
         if candidate is None:
             raise JobFailed("steps", "all steps are done, but no whole checkpoint is there; it was removed")
         models = Models(trainer.model, candidate.folder, initial)
+        began_at = time.monotonic()
         losses = None if held_out is None else self._losses(trainer, held_out, candidate, initial)
-        measured = self._measure(models, learner, parent)
+        loss_seconds = time.monotonic() - began_at
+        measured = self._measure(models, learner)
+        if measured.seconds is not None:
+            measured = replace(measured, seconds=loss_seconds + measured.seconds)
         card = ReportCard.model_validate(durable.read_json(self._folder.report))
         exchanges = read_exchanges(self._folder.train_records, self._folder.held_out_records)
         own = held_out_slice(self._paths, self._job.job_id, self._job.name)
@@ -83,11 +102,13 @@ class Examination:
         load_adapter(trainer.model, candidate.folder)
         return before, trainer.record_losses(held_out)
 
-    def _measure(self, models: Models, learner: Learner, parent: Version | None) -> Measured:
+    def _measure(self, models: Models, learner: Learner) -> Measured:
         settings = Settings(
             base_sha256=learner.base_sha256,
             precision=learner.precision,
             max_new_tokens=self._config.evaluation.max_new_tokens,
+            load_in_4bit=self._config.model.load_in_4bit,
+            tokenizer_sha256=hash_tokenizer(learner.base, self._config.model),
             chat_template_kwargs=self._config.model.chat_template_kwargs,
         )
         test = VersionTest(
@@ -97,13 +118,12 @@ class Examination:
             self._config.evaluation,
             self._config.data,
             settings,
-            parent=parent,
+            parent=self._parent,
             on_batch=self._link.check,
             on_progress=self._report_progress,
         )
         own = held_out_slice(self._paths, self._job.job_id, self._job.name)
-        others = [*earlier_slices(self._paths, parent), *self._suites]
-        return test.carry_out(own, others, training_seconds(self._folder))
+        return test.carry_out(own, self._others, training_seconds(self._folder))
 
     def _report_progress(self, done: int, total: int) -> None:
         self._link.emit(PhaseEvent(phase="evaluating", done=done, total=total, unit="parts"))

@@ -13,7 +13,7 @@ import durable
 from chat_template import ChatTemplate, Message
 from config import EvaluationConfig, Paths
 from evaluation.graders import GraderSpec, choose, grade, spec_of
-from evaluation.items import Examined, Item, Passage
+from evaluation.items import Examined, Item, Passage, enough_tokens
 from intake.formats import Record
 
 if TYPE_CHECKING:  # records are kept without torch; only showing them needs what generates answers
@@ -108,11 +108,10 @@ class HeldOutExamples:
     def _ask(self, numbers: range, losses: Mapping[int, float]) -> list[AnsweredExample]:
         if not numbers:
             return []
-        # An answer twice as long as the right one is wrong; what would follow only costs time.
         longest = max(self._golden_tokens[number] for number in numbers)
         answers = self._generator.generate(
             [self._records[number].messages[:-1] for number in numbers],
-            max_new_tokens=min(self._config.max_new_tokens, 2 * longest + 16),
+            max_new_tokens=min(self._config.max_new_tokens, enough_tokens(longest)),
         )
         return [
             self._compare(number, answer, losses.get(self._records[number].line))

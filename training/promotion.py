@@ -37,6 +37,8 @@ class Change:
     text: str
     mean_difference: float | None = None
     interval: tuple[float, float] | None = None
+    is_broken: bool = False
+    """Whether a loss of the candidate is no number."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ def held_out_change(
         return Change("no held-out records to test on")
     broken = sum(not math.isfinite(loss) for loss in after)
     if broken:
-        return Change(f"held-out loss is not a number for {broken} of {len(after)} records")
+        text = f"held-out loss is not a number for {broken} of {len(after)} records"
+        return Change(text, is_broken=True)
     if not all(map(math.isfinite, before)):
         return Change("held-out loss is finite, and was not before")
     found = paired_bootstrap(before, after, confidence=config.confidence, seed=seed)
@@ -274,9 +277,12 @@ def _judged(tests: Sequence[SliceTest], confidence: float) -> tuple[SliceTest, .
 
 
 def _could_be_worse(test: SliceTest, alpha: float) -> bool:
-    """Tell whether losing every right answer would be significant: where few are right, few can be lost."""
+    """Tell whether losing every right answer would be significant: where few are right, few can be lost.
+
+    A rise of losses may be, however few there are, but for a single one.
+    """
     if test.measure == "loss":
-        return True
+        return test.records > 1
     right = round(test.before * test.records)
     return bool(0.5**right < alpha)
 

@@ -61,7 +61,8 @@ class Publication:
         try:
             self._fill(staging)
             facts, report = self._facts(), self.result.report
-            report = report.model_copy(update={"transfer": transfer_of(versions, facts, report)})
+            transfer = transfer_of(versions, facts, report, staging / RESULTS)
+            report = report.model_copy(update={"transfer": transfer})
             durable.write_json(staging / REPORT, report.model_dump(mode="json"))
             return versions.publish(staging, facts, report)
         except OSError:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from config import Paths
 from errors import IntegrityError
-from evaluation.items import ItemResult
 from training.suite_records import SuiteRecords, read_records, record_files
 from training.versions import VersionStore
 
@@ -46,9 +45,9 @@ class Regressions:
         by_version = [_by_suite(file for file in files if file.parent.name == name) for name in lineage]
         current, *before = by_version or [{}]
         pairs = [
-            (records, earlier[suite])
-            for suite, records in current.items()
-            for earlier in [next((known for known in before if suite in known), None)]
+            (records, earlier[asked])
+            for asked, records in current.items()
+            for earlier in [next((known for known in before if asked in known), None)]
             if earlier is not None
         ]
         return tuple(
@@ -65,7 +64,10 @@ class Regressions:
 
 
 def _by_suite(files: Iterable[Path]) -> Mapping[str, SuiteRecords]:
-    """Return the results of one version by the hash of the suite; a damaged file is logged and left out."""
+    """Return the results of one version by what they hang on besides it, so that two of them compare.
+
+    A damaged file is logged and left out.
+    """
     found = {}
     for file in files:
         try:
@@ -73,27 +75,25 @@ def _by_suite(files: Iterable[Path]) -> Mapping[str, SuiteRecords]:
         except IntegrityError as error:
             logger.warning("%s", error)
             continue
-        found[records.header.suite_sha256] = records
+        found[records.header.asked] = records
     return found
 
 
 def _loss(now: SuiteRecords, then: SuiteRecords, significant: float) -> str | None:
     """Say what was lost between two runs of one suite, by an exact one-sided test on the items of both."""
-    shared = [
-        item for item, result in now.results.items() if result.grader is not None and item in then.results
+    judged = [
+        {item: result.correct for item, result in records.results.items() if result.correct is not None}
+        for records in (now, then)
     ]
-    lost = sum(_is_right(then.results[item]) and not _is_right(now.results[item]) for item in shared)
-    gained = sum(_is_right(now.results[item]) and not _is_right(then.results[item]) for item in shared)
+    shared = judged[0].keys() & judged[1].keys()
+    lost = sum(judged[1][item] and not judged[0][item] for item in shared)
+    gained = sum(judged[0][item] and not judged[1][item] for item in shared)
     differing = lost + gained
     chance = sum(comb(differing, count) for count in range(lost, differing + 1)) / 2**differing
     if chance >= significant:
         return None
-    right = [sum(_is_right(records.results[item]) for item in shared) for records in (now, then)]
+    right = [sum(by_item[item] for item in shared) for by_item in judged]
     return (
         f"{now.header.model} answers {right[0]} of {len(shared)} of {now.header.suite} right, "
         f"{then.header.model} answered {right[1]} (p {chance:.2g})"
     )
-
-
-def _is_right(result: ItemResult) -> bool:
-    return bool(result.correct)

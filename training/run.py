@@ -96,16 +96,16 @@ class Run:
             self._paths, self._config.model, None if parent is None else parent.facts, prepare=True
         )
         template = ChatTemplate.load(base, self._config.model.chat_template_kwargs)
+        examination = Examination(self._paths, self._job, self._config, self._link, template, parent)
         drawn = self._draw(self._validate(template, parent), start, parent)
         rows, held_out, replayed = self._tokenise(template, hash_tokenizer(base, self._config.model), drawn)
-        examination = Examination(self._paths, self._job, self._config, self._link, template)
         self._phase("loading")
         learner = self._load(base, parent, start)
         trainer, callback = self._prepare(learner, parent, template, rows, held_out, replayed)
         initial = adapter_weights(learner.model)
         self._train(trainer, callback)
         self._phase("evaluating")
-        result = examination.carry_out(trainer, learner, initial, held_out, parent)
+        result = examination.carry_out(trainer, learner, initial, held_out)
         self._phase("publishing")
         remember(self._paths, self._job, self._config.train)
         publication = Publication(

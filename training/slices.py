@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config import EvaluationConfig, Paths
-from errors import ConfigError, UsageError
+from errors import ConfigError, IntegrityError, UsageError
 from evaluation.items import Examined, Item, Passage
 from evaluation.suites import Suite, load_suite, suite_names
 from training.held_out import held_out_items
@@ -52,10 +52,15 @@ def held_out_slice(paths: Paths, job_id: str, name: str) -> Slice:
 def earlier_slices(paths: Paths, parent: Version | None) -> list[Slice]:
     """Return the held-out slices of every file that `parent` and the versions it continues learned from.
 
-    Files whose version was held are not among them: nothing that came of them is in the model.
+    Files whose version was held are not among them: nothing that came of them is in the model. Raises
+    IntegrityError when records that were held out are gone, or the report that names them is damaged.
     """
-    learned = dict(_learned_files(VersionStore(paths), parent))
-    slices = [held_out_slice(paths, job_id, learned[job_id]) for job_id in sorted(learned)]
+    if parent is None:
+        return []
+    learned = _learned_files(VersionStore(paths), parent)
+    for told in learned.values():
+        _require(paths, told, parent)
+    slices = [held_out_slice(paths, job_id, learned[job_id].name) for job_id in sorted(learned)]
     return [found for found in slices if found.items]
 
 
@@ -86,7 +91,8 @@ def suites_of(paths: Paths, config: EvaluationConfig) -> list[Suite]:
     Raises ConfigError when there is no such suite.
     """
     try:
-        return [load_suite(name if name in suite_names() else paths.base / name) for name in config.suites]
+        names = dict.fromkeys(config.suites)  # one that is named twice counts once
+        return [load_suite(name if name in suite_names() else paths.base / name) for name in names]
     except UsageError as error:
         raise ConfigError(f"evaluation.suites: {error}") from error
 
@@ -96,16 +102,45 @@ def _slice(slice_id: str, kind: SliceKind, name: str, items: Sequence[Examined])
     return Slice(slice_id, kind, name, tuple(ordered))
 
 
-def _learned_files(store: VersionStore, version: Version | None) -> Iterator[tuple[str, str]]:
-    """Yield job and file name of all that a version has learned, for as long as the lineage is known.
+def _learned_files(store: VersionStore, parent: Version) -> dict[str, SliceFacts]:
+    """Return, by job, what is told of the held-out records of every file that a version has learned.
 
-    A version's report lists the files before it, so that versions that were removed leave no gap.
+    The newest report lists the files before it, so that versions that were removed leave no gap and no older
+    report need be read.
     """
     known = {found.name: found for found in store.list()}
+    learned: dict[str, SliceFacts] = {}
+    report = None
+    version: Version | None = parent
     while version is not None:
-        if version.facts.kind == "training":
-            yield version.facts.job_id, version.facts.input_name
-        report = read_report(version.folder)
-        if report is not None:
-            yield from ((part.slice_id, part.name) for part in report.slices if part.kind == "held_out")
-        version = known.get(version.facts.parent or "")
+        facts = version.facts
+        if facts.kind == "training":
+            own = SliceFacts(
+                slice_id=facts.job_id,
+                kind="held_out",
+                name=facts.input_name,
+                records=facts.records.held_out,
+            )
+            learned.setdefault(facts.job_id, own)
+        if report is None:
+            report = read_report(version.folder)
+            parts = () if report is None else report.slices
+            learned |= {part.slice_id: part for part in parts if part.kind == "held_out"}
+        version = known.get(facts.parent or "")
+    return learned
+
+
+def _require(paths: Paths, told: SliceFacts, parent: Version) -> None:
+    """Raise IntegrityError when a file has held records out and they are gone.
+
+    Nothing would be tested on them any more, and a later file might train them.
+    """
+    file = paths.held_out / f"{told.slice_id}.jsonl"
+    if not told.records or file.is_file():
+        return
+    copy = paths.run(told.slice_id).held_out_records
+    place = f"copy {copy} there" if copy.is_file() else "restore it from a backup"
+    raise IntegrityError(
+        f"{file}: found no file, expected the records that were held out of {told.name}, which {parent.name} "
+        f"has learned; {place}, or put an empty file there to test nothing on them ever again"
+    )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import durable
 from errors import IntegrityError
-from evaluation.items import ItemResult
+from evaluation.items import Item, ItemResult
 
 SCHEMA = 1
 
@@ -48,6 +48,12 @@ class SuiteHeader(BaseModel):
     def identity(self) -> str:
         """One hash of everything above."""
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def asked(self) -> str:
+        """The same of all but the model: results of two models under it compare."""
+        fields = self.model_dump(exclude={"model", "model_sha256"})
+        return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     @property
     def file_name(self) -> str:
@@ -94,7 +100,7 @@ def read_records(file: Path) -> SuiteRecords:
 
 
 class RecordKeeper:
-    """Appends results to the file of one run; what it has already is never asked again."""
+    """Appends results to the file of one run; of two results of an item the later one counts."""
 
     def __init__(self, evaluations: Path, header: SuiteHeader) -> None:
         self.file = evaluations / header.model / header.file_name
@@ -105,6 +111,11 @@ class RecordKeeper:
             self.results = records.results
             if records.has_torn_end:
                 self._rewrite()
+
+    def has_answered(self, item: Item) -> bool:
+        """Tell whether there is an answer to an item that was judged."""
+        result = self.results.get(item.item_id)
+        return result is not None and result.correct is not None
 
     def add(self, results: Sequence[ItemResult]) -> None:
         """Write some results, the header first where there is no file yet."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths
-from evaluation.items import Examined, Item, ItemResult, Passage
+from evaluation.items import Examined, Item, ItemResult, Passage, enough_tokens
 from evaluation.lm_eval_tasks import TaskScore, run_lm_eval
 from evaluation.suites import Suite
 from evaluation.suites.scores import Score, scores
@@ -115,7 +115,8 @@ def run_suite(
 ) -> SuiteRun:
     """Let a model answer a suite, or `limit` items spread over it, and return all results.
 
-    What was answered before, by the same model and with the same settings, is not asked again. Each batch is
+    What was answered before, by the same model and with the same settings, is not asked again, but for what
+    time did not suffice for. Each batch is
     written when it is answered, then ``on_progress(done, total)`` is called; what that raises ends the run,
     which may be taken up again. `passages` are measured beside the suite, whose hash must tell of them.
     Raises UsageError when there is no such model.
@@ -123,7 +124,7 @@ def run_suite(
     contestant = Contestant(paths, config, model) if isinstance(model, str) else model
     items = spread(suite.items, limit)
     keeper = RecordKeeper(paths.evaluations, contestant.header(suite))
-    missing = [item for item in items if item.item_id not in keeper.results]
+    missing = [item for item in items if not keeper.has_answered(item)]
     unread = [passage for passage in passages if passage.item_id not in keeper.results]
     began_at = time.monotonic()
     total = len(items) + len(passages)
@@ -155,7 +156,8 @@ def run_task(
     tokenizer = load_tokenizer(paths, config, contestant.reference)
     batch_size = config.evaluation.per_device_eval_batch_size
     found = run_lm_eval(contestant.model, tokenizer, [task], batch_size=batch_size, limit=limit)
-    file = paths.evaluations / contestant.name / f"lm-eval-{safe_name(Path(task).stem)}.json"
+    part = "" if limit is None else f"-first-{limit}"
+    file = paths.evaluations / contestant.name / f"lm-eval-{safe_name(Path(task).stem)}{part}.json"
     durable.make_folder(file.parent)
     facts = {"schema_version": 1, "model": contestant.name, "task": task, "limit": limit}
     durable.write_json(file, {**facts, "scores": [asdict(score) for score in found]})
@@ -172,11 +174,9 @@ def spread(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
 def answer_limit(expected_tokens: int, most: int) -> int:
     """Return how many tokens an answer may have.
 
-    One twice as long as the right one is wrong; what would follow only costs time. The limit depends on the
-    item alone, so that the batch it is answered in changes nothing.
+    The limit depends on the item alone, so that the batch it is answered in changes nothing.
     """
-    limit = 2 * expected_tokens + 16
-    return min(most, -(-limit // _LIMIT_GRAIN) * _LIMIT_GRAIN)
+    return min(most, -(-enough_tokens(expected_tokens) // _LIMIT_GRAIN) * _LIMIT_GRAIN)
 
 
 def _batches(

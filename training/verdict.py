@@ -8,7 +8,6 @@ from config import PromotionConfig
 from evaluation.items import ItemResult
 from training.file_doubts import unfit_answers
 from training.promotion import (
-    Change,
     Decision,
     broken_losses,
     compare_losses,
@@ -46,7 +45,7 @@ def judge(
     before, after = ([], []) if losses is None else (losses[0].per_record, losses[1].per_record)
     change = held_out_change(before, after, config, seed)
     tests = compare_losses(own, before, after, config, seed=seed) if losses is not None else []
-    broken = [] if losses is None or change.mean_difference is not None else _broken(change, before)
+    broken = [change.text] if change.is_broken else []
     for part in measured.slices:
         if part.kind == "held_out":
             tests += _tests_of(part, own, measured, config, seed)
@@ -66,11 +65,6 @@ def judge(
         test_seconds=measured.seconds,
     )
     return decision, report
-
-
-def _broken(change: Change, before: Sequence[float]) -> list[str]:
-    """Return what is wrong with the candidate's losses; a model that was broken before is not it."""
-    return [change.text] if before and "not a number" in change.text else []
 
 
 def _tests_of(

@@ -1,15 +1,30 @@
-"""Two models on the same items, side by side: scores, paired tests, and which of them is better."""
+"""Two models on the same items, side by side: scores, paired tests, and which of them is better.
+
+What counts is what counts for promotion: the loss of the chosen answer of a pair is shown and is no test, nor
+is the loss of the words that a suite expects.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from evaluation.comparison import holm, mcnemar_exact, paired_bootstrap
 from evaluation.items import ItemResult
-from training.version_report import Document, SliceScore, score
+from training.version_report import Document, SliceKind, SliceScore, score
 
 Winner = Literal["a", "b", "no difference", "each somewhere"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What two models made of one suite or held-out slice."""
+
+    name: str
+    kind: SliceKind
+    a: Sequence[ItemResult]
+    b: Sequence[ItemResult]
 
 
 class Pair(Document):
@@ -40,6 +55,8 @@ class PartComparison(Document):
     loss_interval: tuple[float, float] | None = None
     loss_p: float | None = None
     """Two-sided, of the paired bootstrap of losses."""
+    loss_decides: bool = False
+    """Whether the loss counts for the winner: that of held-out records does, unless they are pairs."""
     winner: Winner = "no difference"
 
 
@@ -60,16 +77,16 @@ class Comparison(Document):
 def compare(
     a: str,
     b: str,
-    answered: Sequence[tuple[str, Sequence[ItemResult], Sequence[ItemResult]]],
+    answered: Sequence[Answered],
     *,
     confidence: float,
     seed: int,
 ) -> Comparison:
-    """Compare what two models made of the same items; each part is its name, results of a, results of b."""
+    """Compare what two models made of the same items, part by part."""
     parts, pairs = [], []
-    for name, of_a, of_b in answered:
-        together = list(_pairs(of_a, of_b))
-        parts.append(_compare_part(name, together, confidence, seed))
+    for part in answered:
+        together = list(_pairs(part.a, part.b))
+        parts.append(_compare_part(part.name, part.kind, together, confidence, seed))
         pairs += together
     judged = _judged(parts, 1 - confidence)
     winners = {part.winner for part in judged} - {"no difference"}
@@ -79,9 +96,7 @@ def compare(
         confidence=confidence,
         parts=judged,
         winner="no difference" if not winners else winners.pop() if len(winners) == 1 else "each somewhere",
-        disagreements=tuple(
-            pair for pair in pairs if pair.a.correct is not None and pair.a.correct != pair.b.correct
-        ),
+        disagreements=tuple(pair for pair in pairs if _is_disputed(pair)),
     )
 
 
@@ -92,7 +107,13 @@ def _pairs(of_a: Sequence[ItemResult], of_b: Sequence[ItemResult]) -> Iterator[P
             yield Pair(item_id=one.item_id, expected=one.expected, a=one, b=other)
 
 
-def _compare_part(name: str, pairs: Sequence[Pair], confidence: float, seed: int) -> PartComparison:
+def _is_disputed(pair: Pair) -> bool:
+    return None not in (pair.a.is_right, pair.b.is_right) and pair.a.is_right != pair.b.is_right
+
+
+def _compare_part(
+    name: str, kind: SliceKind, pairs: Sequence[Pair], confidence: float, seed: int
+) -> PartComparison:
     part = PartComparison(
         name=name,
         records=len(pairs),
@@ -118,6 +139,8 @@ def _compare_part(name: str, pairs: Sequence[Pair], confidence: float, seed: int
         )
         fields |= {"loss_difference": change.mean, "loss_interval": change.interval}
         fields["loss_p"] = change.p_value
+        are_pairs = any(pair.a.prefers_expected is not None for pair in pairs)
+        fields["loss_decides"] = kind == "held_out" and not are_pairs
     return part.model_copy(update=fields)
 
 
@@ -128,7 +151,7 @@ def _judged(parts: Sequence[PartComparison], alpha: float) -> tuple[PartComparis
         for number, part in enumerate(parts)
         for p_value, is_b_better in (
             (part.mcnemar_p, (part.accuracy_difference or 0) > 0),
-            (part.loss_p, (part.loss_difference or 0) < 0),
+            (part.loss_p if part.loss_decides else None, (part.loss_difference or 0) < 0),
         )
         if p_value is not None
     ]

@@ -64,6 +64,10 @@ class SliceScore(Document):
     answered: int = 0
     interval: tuple[float, float] | None = None
     """Wilson's, of `accuracy`; of `verbatim` where nothing was answered."""
+    measure: Measure | None = None
+    """What `share_right` is of; ``loss`` where there are losses alone."""
+    measured: int | None = None
+    """Of how many of the records."""
     tokens_per_second: float | None = None
 
     @property
@@ -110,8 +114,13 @@ class TransferFacts(Document):
     """What the lineage up to this version kept of all it learned; null is unknown."""
 
     average_accuracy: float | None = None
+    """Mean share right over the slices of all files that were learned, each of the same weight."""
+    average_measures: tuple[Measure, ...] = ()
+    """What that is the mean of."""
     backward_transfer: float | None = None
+    """Mean change of the share right on each earlier file's records since it was learned."""
     forward_transfer: float | None = None
+    """Mean lead over the base on each file's records just before it was learned, the first file left out."""
 
 
 class VersionReport(Document):
@@ -125,6 +134,7 @@ class VersionReport(Document):
     transfer: TransferFacts = TransferFacts()
     training_seconds: float | None = None
     test_seconds: float | None = None
+    """Null for a test that was interrupted: nobody knows what the parts of it took together."""
 
 
 class Settings(Document):
@@ -133,6 +143,9 @@ class Settings(Document):
     base_sha256: str
     precision: str
     max_new_tokens: int
+    load_in_4bit: bool = False
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer and the template; null in results of older releases."""
     chat_template_kwargs: dict[str, Any] = {}
     max_length: int | None = None
     """Where passages were cut, and how; null where there were none."""
@@ -146,6 +159,13 @@ def score(results: Sequence[ItemResult], confidence: float) -> SliceScore:
     graded = [result.is_right for result in results if result.is_right is not None]
     f1 = [result.f1 for result in results if result.f1 is not None]
     right = graded or said
+    is_answered = any(result.correct is not None for result in results)
+    measures: tuple[tuple[Measure, Sequence[object]], ...] = (
+        ("answers" if is_answered else "preference", graded),
+        ("verbatim", said),
+        ("loss", losses),
+    )
+    measure, of = next((found for found in measures if found[1]), (None, None))
     return SliceScore(
         records=len(results),
         loss=_mean(losses),
@@ -154,6 +174,8 @@ def score(results: Sequence[ItemResult], confidence: float) -> SliceScore:
         f1=_mean(f1),
         answered=sum(result.correct is not None for result in results),
         interval=wilson(sum(right), len(right), confidence),
+        measure=measure,
+        measured=None if of is None else len(of),
         tokens_per_second=_speed(results),
     )
 
@@ -185,6 +207,20 @@ def read_results(path: Path, settings: Settings | None = None) -> list[ItemResul
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise IntegrityError(f"{path}: not a file of results: {error}") from error
     return found if settings is None or settings == stored else []
+
+
+def settings_of(path: Path) -> Settings | None:
+    """Return the settings that stored results were got under; None when there are none.
+
+    Raises IntegrityError when the file is not one of results.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as lines:
+            return Settings.model_validate(orjson.loads(next(lines, b""))["settings"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise IntegrityError(f"{path}: not a file of results: {error}") from error
 
 
 def read_report(folder: Path) -> VersionReport | None:

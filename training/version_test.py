@@ -24,7 +24,7 @@ import durable
 from chat_template import ChatTemplate
 from config import DataConfig, EvaluationConfig
 from evaluation.examination import Examiner
-from evaluation.items import Examined, Item, ItemResult
+from evaluation.items import Examined, Item, ItemResult, enough_tokens
 from training.adapter import load_adapter, set_adapter_weights
 from training.slices import Slice
 from training.version_report import (
@@ -108,8 +108,8 @@ class Measured:
     mismatched: tuple[float, ...]
     """Its losses of the same answers after the questions of others."""
     amounts: Amounts
-    seconds: float
-    """Time of this process; what was measured before it went on is not in it."""
+    seconds: float | None
+    """None for a test that went on in another process than it began in."""
 
 
 class VersionTest:
@@ -146,7 +146,7 @@ class VersionTest:
 
     def carry_out(self, own: Slice, others: Sequence[Slice], training_seconds: float | None) -> Measured:
         """Measure all that is not measured yet. `own` are the held-out records of the file itself."""
-        began_at = time.monotonic()
+        began_at, is_begun = time.monotonic(), any(self._folder.glob("*/*.jsonl"))
         slices = tuple(part for part in (own, *others) if part.items)
         roles = self._roles()
         with self._models.as_candidate():
@@ -169,7 +169,9 @@ class VersionTest:
             *(len(slices), seconds, amounts.losses, amounts.earlier_losses, amounts.suite_losses),
             amounts.answers,
         )
-        return Measured(slices, results, tuple(matched), tuple(mismatched), amounts, seconds)
+        return Measured(
+            slices, results, tuple(matched), tuple(mismatched), amounts, None if is_begun else seconds
+        )
 
     def _roles(self) -> dict[ModelRole, Callable[[], AbstractContextManager[Any]]]:
         """Return the models that are asked; a run from the base began with the base."""
@@ -234,13 +236,13 @@ class VersionTest:
         return time.monotonic() - began_at
 
     def _answer_tokens(self, part: Slice) -> int:
-        """Return how long answers to a slice may be: one twice as long as the right one is wrong."""
+        """Return how long answers to a slice may be."""
         tokenizer = self._template.tokenizer
         longest = max(
             (len(tokenizer.encode(item.expected, add_special_tokens=False).ids) for item in part.asked),
             default=0,
         )
-        return min(self._config.max_new_tokens, 2 * longest + 16)
+        return min(self._config.max_new_tokens, enough_tokens(longest))
 
     # --- one model on one slice
 
@@ -248,15 +250,17 @@ class VersionTest:
         """Return the results of a model on a slice, measuring what nobody has measured yet."""
         path = results_file(self._folder, role, part.slice_id)
         settings = self._settings_of(part)
-        if path.is_file():
-            return read_results(path, settings)
+        if kept := read_results(path, settings):
+            return kept
         known = {result.item_id: result for result in self._known(role, part)}
         examiner = self._examiner(settings.max_new_tokens)
         asked = part.items[:losses]
         answered = [item for item in part.items[: min(losses, answers)] if isinstance(item, Item)]
         for measured in (
             examiner.examine(_without(asked, known, "loss_sum"), with_answers=False, on_batch=self._on_batch),
-            examiner.examine(_without(answered, known, "answer"), with_losses=False, on_batch=self._on_batch),
+            examiner.examine(
+                _without(answered, known, "correct"), with_losses=False, on_batch=self._on_batch
+            ),
         ):
             for result in measured:
                 before = known.get(result.item_id)

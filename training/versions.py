@@ -233,13 +233,35 @@ class VersionStore:
         return version
 
     def _heirs(self, record: CurrentRecord | None) -> Iterator[Version]:
-        """Yield who may be current, best first: what came after the choice on record, then that choice."""
+        """Yield who may be current, best first: what came after the choice on record, then that choice.
+
+        What came after a person's choice must continue it: of another version's heir nobody knows whether it
+        is worse than what that person chose.
+        """
         promoted = [version for version in reversed(self.list()) if version.facts.decision == "promote"]
         if record is not None:
-            yield from (version for version in promoted if version.number > _number(record.newest))
+            for version in promoted:
+                if version.number <= _number(record.newest):
+                    continue
+                if not record.pinned or self._continues(version, record):
+                    yield version
+                else:
+                    logger.warning(
+                        "%s was tested against %s and not against %s, which a person made current; "
+                        "`trainbox promote %s` makes it current",
+                        *(version.name, version.facts.parent, record.version, version.name),
+                    )
             with contextlib.suppress(UsageError, IntegrityError):
                 yield self.get(record.version)
         yield from promoted
+
+    def _continues(self, version: Version, record: CurrentRecord) -> bool:
+        """Tell whether a version was trained from the one chosen, or from what was since then."""
+        known = {each.name: each for each in self.list()}
+        at: Version | None = version
+        while at is not None and at.number > _number(record.newest):
+            at = known.get(at.facts.parent or "")
+        return at is not None and at.name == record.version
 
     def _parent_of_current(self) -> Version:
         current = self.get("current")

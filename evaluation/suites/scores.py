@@ -51,25 +51,29 @@ class Score:
 def scores(results: Sequence[ItemResult]) -> list[Score]:
     """Return the score of each level, in the order they first come in, and that of all items last.
 
-    Passages, which nobody was asked for, count nowhere.
+    Passages, which nobody was asked for, count nowhere; nor do answers that time did not suffice for, but as
+    cut off.
     """
     results = [result for result in results if result.grader is not None]
-    if not results:
-        return []
     levels = dict.fromkeys(result.level for result in results)
     by_level = [_score([one for one in results if one.level == level], level) for level in levels]
-    return [*by_level, _score(results, None, is_overall=True)]
+    overall = _score(results, None, is_overall=True)
+    return [score for score in (*by_level, overall) if score is not None]
 
 
-def _score(results: Sequence[ItemResult], level: str | None, *, is_overall: bool = False) -> Score:
-    forms = [form for form in map(_has_form, results) if form is not None]
+def _score(results: Sequence[ItemResult], level: str | None, *, is_overall: bool = False) -> Score | None:
+    """Return the score of what was judged; None where nothing was."""
+    judged = [result for result in results if result.correct is not None]
+    if not judged:
+        return None
+    forms = [form for form in map(_has_form, judged) if form is not None]
     return Score(
         level=level,
         is_overall=is_overall,
-        items=len(results),
-        correct=sum(result.correct is True for result in results),
-        mean_score=fmean(result.score or 0.0 for result in results),
-        format_ok=sum(forms) if len(forms) == len(results) else None,
+        items=len(judged),
+        correct=sum(result.correct is True for result in judged),
+        mean_score=fmean(result.score or 0.0 for result in judged),
+        format_ok=sum(forms) if len(forms) == len(judged) else None,
         cut_off=sum(result.finish_reason in ("length", "time") for result in results),
     )
 

@@ -10,6 +10,13 @@ const READING = "Reading the versions.";
 const UNTESTED = unknown("No version has been examined slice by slice yet.");
 const MATRIX = "Accuracy, or loss where answers are not judged, of every version on every slice";
 
+const MEASURES = {
+  answers: "answers graded right",
+  preference: "chosen answers preferred",
+  verbatim: "expected answers said word for word",
+  loss: "loss alone",
+};
+
 export function drawLineage() {
   drawVersions();
   drawMatrix();
@@ -101,12 +108,17 @@ function matrixRow(one, matrix) {
     cells: [
       el("span", { class: "marks" }, one.version, decisionPill(one.decision)),
       ...one.cells.map((cell, place) => matrixCell(cell, matrix.rows, place)),
-      share(one.average_accuracy),
+      averageCell(one),
       signed(one.backward_transfer, 3),
       signed(one.forward_transfer, 3),
     ],
   };
 }
+
+const averageCell = ({ average_accuracy, average_measures }) =>
+  el("span", { title: average_measures.map((one) => MEASURES[one]).join(", ") || null }, share(average_accuracy));
+
+const whatOf = ({ measure, records }) => measure && `${MEASURES[measure]}, of ${plural(records, "record")}`;
 
 /** A cell is as green as its accuracy, or as its loss is low among those of its slice. */
 function matrixCell(cell, rows, place) {
@@ -116,7 +128,8 @@ function matrixCell(cell, rows, place) {
   const hasAccuracy = cell.accuracy !== null && cell.accuracy !== undefined;
   const heat = hasAccuracy ? 100 * cell.accuracy : high > low ? (100 * (high - cell.loss)) / (high - low) : 50;
   const beside = hasAccuracy && cell.loss !== null ? el("small", {}, `loss ${loss(cell.loss)}`) : null;
-  const made = el("span", { class: "cell" }, hasAccuracy ? percent(100 * cell.accuracy, 0) : loss(cell.loss), beside);
+  const told = hasAccuracy ? percent(100 * cell.accuracy, 0) : loss(cell.loss);
+  const made = el("span", { class: "cell", title: whatOf(cell) }, told, beside);
   made.style.setProperty("--heat", `${heat}%`);
   return made;
 }

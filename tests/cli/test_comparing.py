@@ -76,4 +76,23 @@ def test_held_out_texts_are_compared_by_their_losses_alone(workshop: Workshop) -
     assert part["a"]["loss"] > 0
     assert (part["a"]["accuracy"], part["a"]["f1"], part["a"]["tokens_per_second"]) == (None, None, None)
     assert (part["accuracy_difference"], part["gained"], part["mcnemar_p"]) == (None, None, None)
-    assert "Both got the same items right." in compare(workshop, "base", "base", "--show")
+    assert "No item was judged right or wrong." in compare(workshop, "base", "base", "--show")
+
+
+def test_versions_that_prefer_otherwise_are_told_apart_by_it_and_each_pair_is_shown(
+    workshop: Workshop, make_pairs: Records
+) -> None:
+    """Learning preferences makes chosen answers less likely; that is shown, and names no winner."""
+    unusual = [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in make_pairs(30)]
+    job = workshop.job(unusual, "train.num_train_epochs=3", "promotion.policy=always")
+    workshop.carry_out(job)
+    VersionStore(workshop.paths).roll_forward()
+
+    found = json.loads(compare(workshop, "base", "v0001", "--json"))
+    (part,) = found["parts"]
+    assert part["records"] > 0 and part["loss_difference"] is not None
+    assert part["loss_decides"] is False
+    assert part["gained"] + part["lost"] == len(found["disagreements"]) > 0
+    shown = compare(workshop, "base", "v0001", "--show")
+    assert shown.count("v0001 prefers the chosen answer") == part["gained"]
+    assert "Both got the same items right." not in shown

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.comparison import (
-    RESAMPLES,
     holm,
     mcnemar_exact,
     noise_floor,
@@ -45,8 +46,37 @@ def test_a_bootstrap_needs_finite_pairs() -> None:
 def test_equal_differences_leave_no_doubt() -> None:
     found = paired_bootstrap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5], alternative="worse", margin=0.25)
     assert found.mean == 0.5 and found.interval == (0.5, 0.5)
-    assert found.p_value == 1 / (RESAMPLES + 1)
+    assert found.p_value == 0.5**3
     assert paired_bootstrap([1.0, 2.0], [1.5, 2.5], alternative="worse", margin=0.5).p_value == 1.0
+
+
+def test_one_record_proves_nothing_and_two_prove_little() -> None:
+    (one, two) = (
+        paired_bootstrap([0.0] * count, [0.05, 0.03][:count], alternative="worse", margin=0.02)
+        for count in (1, 2)
+    )
+    assert one.p_value == 0.5
+    # Student's t with one degree of freedom: a mean of 0.02 above the margin, a standard error of 0.01.
+    assert two.p_value == pytest.approx(0.5 - math.atan(2) / math.pi)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_few_records_raise_a_false_alarm_no_more_often_than_many(count: int) -> None:
+    generator = np.random.default_rng(5)
+    alarms = sum(
+        paired_bootstrap([0.0] * count, generator.normal(0, 1, count).tolist(), alternative="worse").p_value
+        < 0.05
+        for _ in range(300)
+    )
+    assert alarms / 300 <= 0.08
+
+
+def test_a_large_difference_is_certain_beyond_what_resampling_can_tell() -> None:
+    generator = np.random.default_rng(4)
+    ruined = generator.normal(5.0, 1.0, 60).tolist()
+    assert paired_bootstrap([0.0] * 60, ruined, alternative="worse", margin=0.02).p_value < 1e-15
+    assert paired_bootstrap(ruined, [0.0] * 60, alternative="better").p_value < 1e-15
+    assert paired_bootstrap([0.0] * 60, ruined).p_value < 1e-15
 
 
 def test_the_interval_is_that_of_a_normal_mean() -> None:

@@ -88,6 +88,16 @@ def test_answers_are_those_of_the_generator_and_are_graded(
     assert last.loss is not None and last.loss > 0
 
 
+def test_an_answer_that_time_does_not_suffice_for_is_kept_and_not_judged(
+    model: Any, template: ChatTemplate, items: list[Item]
+) -> None:
+    hasty = EvaluationConfig(max_new_tokens=12, max_generation_seconds=1e-9)
+    for result in Examiner(model, template, hasty).examine(items):
+        assert result.finish_reason == "time" and result.answer is not None
+        assert (result.correct, result.score, result.f1) == (None, None, None)
+        assert result.loss is not None
+
+
 def test_what_was_not_asked_for_is_null(model: Any, template: ChatTemplate, items: list[Item]) -> None:
     examiner = examiner_of(model, template)
     (losses,) = examiner.examine(items[:1], with_answers=False)

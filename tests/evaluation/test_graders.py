@@ -122,6 +122,12 @@ def test_a_catastrophic_pattern_ends_and_is_not_called_right() -> None:
     ("expected", "name"),
     [
         (["3", "14 %", "-2.5"], "number"),
+        (["1,234.5", "1'234", "+2.", "1e5"], "number"),
+        (["2024-05-01", "1999-12-01"], "exact"),
+        (["1, 2, 3", "9, 9, 3"], "exact"),
+        (["1,2,3"], "exact"),
+        (["555-0199"], "exact"),
+        (["10-20"], "exact"),
         (["A", "(B)", "c) "], "exact"),
         (["A", "(B)", "C."], "choice"),
         (['{"a": 1}', '```json\n{"b": 2}\n```'], "json_fields"),

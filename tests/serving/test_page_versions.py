@@ -103,6 +103,23 @@ def test_matrix_shows_what_the_test_of_each_version_measured(shown: Shown) -> No
     assert "—" not in (rows[1][2], rows[2][3])
 
 
+def test_matrix_says_what_its_numbers_are_of(shown: Shown) -> None:
+    words = {"answers": "answers graded right", "verbatim": "expected answers said word for word"}
+    cells = shown.visit.page.locator("#matrix tbody .cell")
+    told = cells.evaluate_all("all => all.map(one => one.title)")
+    rows = list(shown.reports.values())[::-1]
+    scores = [report.scores["candidate"] for report in rows]
+    assert told == [
+        f"{words[by_slice[job].measure or '']}, of {by_slice[job].measured} records"
+        for by_slice in scores
+        for job in sorted(by_slice)
+    ]
+    averages = shown.visit.page.locator("#matrix tbody td:nth-child(5) span")
+    assert averages.evaluate_all("all => all.map(one => one.title)") == [
+        ", ".join(words[measure] for measure in report.transfer.average_measures) for report in rows
+    ]
+
+
 def _cell(score: Any) -> str:
     if score is None:
         return "—"

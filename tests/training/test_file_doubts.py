@@ -24,7 +24,7 @@ from training.file_doubts import (
 CITIES = ("Oslo", "Rome", "Paris", "Bern", "Cairo", "Lima", "Quito", "Accra", "Delhi", "Seoul")
 
 
-def report(duplicates: int = 0) -> ReportCard:
+def report(duplicates: int = 0, accepted: int = 0) -> ReportCard:
     fields: dict[str, Any] = {
         "name": "trips.jsonl",
         "sha256": "0" * 64,
@@ -34,6 +34,7 @@ def report(duplicates: int = 0) -> ReportCard:
         "reason": None,
         "limits": Limits(max_length=1, excess_length="refuse", max_bad_fraction=0.1),
         "duplicates": duplicates,
+        "accepted": accepted,
     }
     return ReportCard(**fields)
 
@@ -123,6 +124,22 @@ def test_exact_copies_that_validation_has_left_out_count_as_copies() -> None:
     assert "99 of 100 records are copies" in doubt
 
 
+def test_copies_are_reckoned_of_the_whole_file_though_only_its_start_is_looked_at() -> None:
+    assert doubts_about(report(duplicates=30_000, accepted=70_000), trips()) == []
+    (doubt,) = doubts_about(report(duplicates=70_000, accepted=30_000), trips())
+    assert "needs a person: 70000 of 100000 records are copies" in doubt
+
+
+def test_near_copies_at_the_start_of_a_file_stand_for_those_in_the_rest_of_it() -> None:
+    twice = [one for one in trips(40) for _ in range(3)]
+    (doubt,) = doubts_about(report(accepted=90_000, duplicates=10_000), twice)
+    assert "about 70000 of 100000 records are copies" in doubt
+
+
+def test_a_few_copies_of_texts_that_nobody_asks_for_raise_no_doubt() -> None:
+    assert doubts_about(report(duplicates=30, accepted=70), []) == []
+
+
 def test_translations_raise_no_doubt() -> None:
     asked = altered(
         lambda one, number: Exchange(
@@ -152,6 +169,13 @@ def test_answers_that_fit_their_own_questions_best_are_not() -> None:
     own = np.random.default_rng(0).normal(2.0, 0.5, 40)
     assert unfit_answers(own.tolist(), (own + 1).tolist(), PromotionConfig(), 0) is None
     assert unfit_answers([], [], PromotionConfig(), 0) is None
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
+def test_losses_that_are_no_numbers_say_nothing_of_fit(broken: float | None) -> None:
+    """What is wrong then is the model, and `promotion.broken_losses` says so."""
+    assert unfit_answers([2.0] * 39 + [broken], [2.0] * 40, PromotionConfig(), 0) is None
+    assert unfit_answers([2.0] * 40, [broken] * 40, PromotionConfig(), 0) is None
 
 
 def test_writing_and_language_are_told_from_the_letters_and_the_commonest_words() -> None:

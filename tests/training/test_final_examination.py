@@ -78,6 +78,11 @@ def test_each_version_is_tested_on_what_was_held_out_so_far_and_on_the_suites(
     assert [[cell is not None for cell in row.cells] for row in matrix.rows] == [[True, False], [True, True]]
     assert matrix.rows[0].backward_transfer is None
     assert matrix.rows[1].backward_transfer is not None
+    before, untrained = (two.scores[role][second].share_right for role in ("current", "base"))
+    assert before is not None and untrained is not None
+    assert matrix.rows[1].forward_transfer == pytest.approx(before - untrained)
+    assert matrix.rows[0].forward_transfer is None
+    assert {cell.measure for row in matrix.rows for cell in row.cells if cell} <= {"answers", "verbatim"}
 
     store = VersionStore(workshop.paths)
     assert [part.slice_id for part in earlier_slices(workshop.paths, store.get("v0001"))] == [first]
@@ -115,7 +120,7 @@ def test_a_file_that_ruins_what_a_text_taught_is_held(workshop: Any) -> None:
         assert all("answer" not in json.loads(line) for line in results.read_bytes().splitlines())
 
 
-def test_pairs_are_tested_by_the_loss_of_the_chosen_answer_and_by_which_is_likelier(
+def test_pairs_are_tested_by_which_answer_is_likelier(
     workshop: Any, make_pairs: Records, make_chats: Records
 ) -> None:
     first = workshop.job(make_pairs(40), *STEPS, "promotion.policy=always")
@@ -125,7 +130,7 @@ def test_pairs_are_tested_by_the_loss_of_the_chosen_answer_and_by_which_is_likel
     workshop.carry_out(second)
 
     two = report_of(workshop, "v0002")
-    assert {test.measure for test in two.tests if test.slice_id == first} == {"loss", "preference"}
+    assert {test.measure for test in two.tests if test.slice_id == first} == {"preference"}
     score = two.scores["candidate"][first]
     results = workshop.paths.versions / "v0002" / "evaluation" / "candidate" / f"{first}.jsonl"
     likelier = [json.loads(line)["prefers_expected"] for line in results.read_bytes().splitlines()[1:]]
@@ -173,3 +178,22 @@ def test_a_suite_that_is_not_there_ends_the_run_before_it_trains(workshop: Any, 
     assert (outcome.outcome, outcome.kind) == ("failed", "config")
     assert "evaluation.suites" in outcome.message and "nowhere.jsonl" in outcome.message
     assert not [event for event in events if event["event"] == "step"]
+
+
+def test_held_out_records_that_are_lost_end_a_run_before_it_trains(
+    workshop: Any, make_chats: Records
+) -> None:
+    first = workshop.job(make_chats(24), *STEPS, "promotion.policy=always")
+    workshop.carry_out(first)
+    VersionStore(workshop.paths).roll_forward()
+    file = workshop.paths.held_out / f"{first}.jsonl"
+    file.rename(workshop.paths.base / "aside")
+    second = workshop.job(make_chats(24, seed=2), *STEPS)
+    outcome, events = workshop.carry_out(second)
+    assert (outcome.outcome, outcome.kind) == ("failed", "integrity")
+    assert str(file) in outcome.message
+    # Not even looked at: with the file gone, its texts would have passed as new ones.
+    assert not workshop.folder(second).report.exists()
+    assert not [event for event in events if event["event"] == "step"]
+    (workshop.paths.base / "aside").rename(file)
+    assert workshop.carry_out(second)[0].outcome == "completed"

@@ -149,6 +149,40 @@ def test_many_slices_make_one_of_them_less_surprising() -> None:
     assert decide([*slight, *same * 5], DEFAULTS, change=change).decide == "promote"
 
 
+@pytest.mark.parametrize(("slices", "records"), [(8, 12), (24, 4), (48, 2), (96, 1)])
+def test_noise_holds_no_more_versions_of_a_long_lineage_than_the_confidence_says(
+    slices: int, records: int
+) -> None:
+    generator = np.random.default_rng(6)
+    held = 0
+    for seed in range(20):
+        tests = [
+            test
+            for change in generator.normal(0, 0.05, (slices, records))
+            for test in compare_losses(OWN, [1.0] * records, list(1.0 + change), DEFAULTS, seed=seed)
+        ]
+        decision = decide(tests, DEFAULTS, change=held_out_change([], [], DEFAULTS, seed))
+        held += decision.decide == "hold"
+    assert held <= 2
+
+
+@pytest.mark.parametrize(("slices", "records"), [(12, 8), (300, 8)])
+def test_one_ruined_slice_of_a_long_lineage_holds(slices: int, records: int) -> None:
+    generator = np.random.default_rng(7)
+    tests = [
+        test
+        for number, change in enumerate(generator.normal(0, 0.05, (slices, records)))
+        for test in compare_losses(
+            OWN,
+            [1.0] * records,
+            list(1.0 + change * (1 if number else 10) + (0 if number else 6.0)),
+            DEFAULTS,
+            seed=0,
+        )
+    ]
+    assert decide(tests, DEFAULTS, change=held_out_change([], [], DEFAULTS, 0)).decide == "hold"
+
+
 def test_falling_behind_the_base_counts_only_for_the_version_that_does() -> None:
     base, decayed, worse = results(1.0, correct=25), results(1.0, correct=8), results(1.0, correct=7)
     (crossing,) = compare_with_base(SUITE, base, base, decayed, DEFAULTS, seed=0)

@@ -16,7 +16,9 @@ from training.suite_records import RecordKeeper, SuiteHeader
 from training.versions import VersionStore
 
 
-def put_to(evaluations: Any, model: str, right: Sequence[bool], suite: str = "capitals") -> RecordKeeper:
+def put_to(
+    evaluations: Any, model: str, right: Sequence[bool], suite: str = "capitals", max_new_tokens: int = 64
+) -> RecordKeeper:
     """Write the results of a suite run as `trainbox bench` does."""
     header = SuiteHeader(
         model=model,
@@ -28,7 +30,7 @@ def put_to(evaluations: Any, model: str, right: Sequence[bool], suite: str = "ca
         items=len(right),
         precision="float32",
         load_in_4bit=False,
-        max_new_tokens=64,
+        max_new_tokens=max_new_tokens,
         max_generation_seconds=60.0,
     )
     keeper = RecordKeeper(evaluations, header)
@@ -84,6 +86,15 @@ def test_only_suites_that_both_have_answered_are_compared(lineage: Any) -> None:
     put_to(lineage.paths.evaluations, "v0007", [True] * 20, "capitals")
     put_to(lineage.paths.evaluations, "v0008", [False] * 20, "sums")
     assert Regressions(lineage.paths, lineage.store).look() == ()
+
+
+def test_answers_given_under_other_settings_are_not_compared(lineage: Any) -> None:
+    put_to(lineage.paths.evaluations, "v0007", [True] * 20, max_new_tokens=768)
+    put_to(lineage.paths.evaluations, "v0008", [False] * 20, max_new_tokens=16)
+    regressions = Regressions(lineage.paths, lineage.store)
+    assert regressions.look() == ()
+    put_to(lineage.paths.evaluations, "v0008", [False] * 20, max_new_tokens=768)
+    assert len(regressions.look() or ()) == 1
 
 
 def test_nothing_is_read_again_while_nothing_changes(lineage: Any) -> None:

@@ -658,5 +658,5 @@ def test_a_slow_collector_in_a_real_run_costs_no_more_than_allowed_and_the_statu
     assert 2 <= len(samples) < len(steps) / 2
     reported = read_json(workshop.paths.status_file)["monitoring_overhead"]
     assert reported == samples[-1]["monitoring_overhead"]
-    # A look may last longer than the one before, by which it was judged; at every step it would be over 0.8.
-    assert 0 < reported < 2 * 0.3
+    # A look may last longer than the one before, by which it was judged; at every step it would be over that.
+    assert 0 < reported < 0.8

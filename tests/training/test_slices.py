@@ -13,7 +13,7 @@ import pytest
 import durable
 from chat_template import ChatTemplate
 from config import Config, Paths, load_config
-from errors import ConfigError
+from errors import ConfigError, IntegrityError
 from evaluation.examination import Examiner
 from evaluation.items import Item, Passage
 from intake.formats import Record
@@ -24,7 +24,7 @@ from training.model import load_learner
 from training.slices import Slice, earlier_slices, every_held_out_slice, held_out_slice, suite_slices
 from training.trainer import PlannedTrainer, build_trainer
 from training.version_report import REPORT, SliceFacts, Verdict, VersionReport
-from training.versions import Version
+from training.versions import RecordCounts, Version
 
 JOBS = ["000001-3f9c2a10", "000002-3f9c2a10", "000003-3f9c2a10"]
 
@@ -97,6 +97,12 @@ def test_a_file_that_held_nothing_out_has_a_slice_without_items(tmp_path: Path) 
     assert held_out_slice(Paths(tmp_path), JOBS[0], "x") == Slice(JOBS[0], "held_out", "x", ())
 
 
+def test_a_suite_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    config = load_config(tmp_path, ["evaluation.suites=[everyday_facts, everyday_formats, everyday_facts]"])
+    found = suite_slices(Paths(tmp_path), config.evaluation)
+    assert [part.name for part in found] == ["everyday_facts", "everyday_formats"]
+
+
 def test_a_suite_that_is_not_there_is_named(tmp_path: Path) -> None:
     config = load_config(tmp_path, ["evaluation.suites=[nowhere.jsonl]"])
     with pytest.raises(ConfigError, match=r"evaluation\.suites.*nowhere\.jsonl"):
@@ -117,29 +123,87 @@ def test_a_file_whose_version_was_held_is_not_among_the_earlier_ones(shelf: Any)
     assert earlier_slices(shelf.paths, None) == []
 
 
-def test_versions_that_were_removed_leave_no_gap(shelf: Any) -> None:
-    """The report of each version names the files before it."""
-    last: Version = shelf.store.get("v0006")
-    jobs = [shelf.store.get(name).facts.job_id for name in ("v0001", "v0004", "v0005", "v0006")]
-    for job in jobs:
-        keep(shelf.paths, job, texts(2, seed=int(job[:6])))
-    facts = tuple(SliceFacts(slice_id=job, kind="held_out", name="named.jsonl", records=2) for job in jobs)
+def write_report(version: Version, *jobs: str, records: int = 2) -> None:
+    """Let the report of a version name the files that it was tested on."""
+    held_out = [
+        SliceFacts(slice_id=job, kind="held_out", name="named.jsonl", records=records) for job in jobs
+    ]
     suite = SliceFacts(slice_id="easy-0", kind="suite", name="easy", records=2)
     verdict = Verdict(decision="promote", policy="not_worse", reasons=())
-    report = VersionReport(slices=(*facts, suite), verdict=verdict)
-    durable.write_json(last.folder / REPORT, report.model_dump(mode="json"))
+    report = VersionReport(slices=(*held_out, suite), verdict=verdict)
+    durable.write_json(version.folder / REPORT, report.model_dump(mode="json"))
+
+
+@pytest.fixture
+def lineage(shelf: Any) -> list[Version]:
+    """Versions of which each continues the one before; what their files held out is kept."""
+    versions = [shelf.store.get(name) for name in ("v0001", "v0004", "v0005", "v0006")]
+    for number, version in enumerate(versions):
+        keep(shelf.paths, version.facts.job_id, texts(2, seed=number))
+    return versions
+
+
+def test_versions_that_were_removed_leave_no_gap(shelf: Any, lineage: list[Version]) -> None:
+    """The report of each version names the files before it."""
+    *others, last = lineage
+    jobs = [version.facts.job_id for version in lineage]
+    write_report(last, *jobs)
     before = earlier_slices(shelf.paths, last)
-    for name in ("v0001", "v0004", "v0005"):
-        durable.remove_tree(shelf.paths.versions / name)
+    for version in others:
+        durable.remove_tree(version.folder)
     after = earlier_slices(shelf.paths, last)
     assert [part.slice_id for part in after] == jobs
     assert [part.items for part in after] == [part.items for part in before]
 
 
 def test_an_earlier_file_that_held_nothing_out_is_no_slice(shelf: Any) -> None:
-    current = shelf.store.get("v0004")
+    """Its records were too long or too few to keep any of them back."""
+    first = shelf.add(records=RecordCounts(train=12, held_out=0))
+    current = shelf.add(parent=first.name)
     keep(shelf.paths, current.facts.job_id, texts(1))
     assert [part.slice_id for part in earlier_slices(shelf.paths, current)] == [current.facts.job_id]
+    write_report(current, current.facts.job_id)
+    assert [part.slice_id for part in earlier_slices(shelf.paths, current)] == [current.facts.job_id]
+
+
+@pytest.mark.parametrize("is_reported", [True, False])
+def test_held_out_records_that_are_gone_are_missed_with_what_to_do(
+    shelf: Any, lineage: list[Version], is_reported: bool
+) -> None:
+    if is_reported:
+        write_report(lineage[-1], *(version.facts.job_id for version in lineage))
+    lost = lineage[1].facts.job_id
+    file = shelf.paths.held_out / f"{lost}.jsonl"
+    file.unlink()
+    with pytest.raises(IntegrityError) as missed:
+        earlier_slices(shelf.paths, lineage[-1])
+    message = str(missed.value)
+    assert str(file) in message and "v0006" in message and "restore it from a backup" in message
+    assert str(shelf.paths.run(lost).held_out_records) not in message
+    keep_in_run(shelf.paths, lost)
+    with pytest.raises(IntegrityError, match=str(shelf.paths.run(lost).held_out_records)):
+        earlier_slices(shelf.paths, lineage[-1])
+    file.touch()  # a person gives the test on it up
+    assert lost not in [part.slice_id for part in earlier_slices(shelf.paths, lineage[-1])]
+
+
+def keep_in_run(paths: Paths, job_id: str) -> None:
+    """Leave the records that a job held out where they were written first."""
+    file = paths.run(job_id).held_out_records
+    durable.make_folder(file.parent)
+    file.write_bytes(b"{}\n")
+
+
+def test_only_the_newest_report_is_read_so_that_an_older_one_that_is_damaged_ends_no_run(
+    shelf: Any, lineage: list[Version]
+) -> None:
+    jobs = [version.facts.job_id for version in lineage]
+    write_report(lineage[2], *jobs[:3])
+    durable.write_json(lineage[0].folder / REPORT, {"verdict": "fine"})
+    assert [part.slice_id for part in earlier_slices(shelf.paths, lineage[3])] == jobs
+    durable.write_json(lineage[2].folder / REPORT, {"verdict": "fine"})
+    with pytest.raises(IntegrityError, match=str(lineage[2].folder / REPORT)):
+        earlier_slices(shelf.paths, lineage[3])
 
 
 # --- the same losses as in training

@@ -17,7 +17,7 @@ from evaluation.items import ItemResult, Passage
 from evaluation.suites import Suite, load_suite
 from tests.conftest import ROOT, Workshop
 from tests.waiting import wait_until
-from training.suite_records import read_records
+from training.suite_records import RecordKeeper, read_records
 from training.suite_runs import Contestant, answer_limit, run_suite, spread
 
 SMALL = ("model.precision=float32", "train.threads=1", "evaluation.per_device_eval_batch_size=2")
@@ -61,6 +61,19 @@ def test_each_item_is_answered_once_whatever_was_answered_before(workshop: Works
     assert again.results == whole.results
     assert [(score.level, score.items) for score in whole.scores] == [("even", 4), ("odd", 3), (None, 7)]
     assert all(result.loss is not None and result.answer is not None for result in whole.results)
+
+
+def test_an_item_is_asked_again_where_time_did_not_suffice(workshop: Workshop, tmp_path: Path) -> None:
+    suite, config = suite_of(tmp_path, 4), config_of(workshop)
+    keeper = RecordKeeper(
+        workshop.paths.evaluations, Contestant(workshop.paths, config, "base").header(suite)
+    )
+    late = ItemResult(item_id="", grader="exact", expected="x", answer="unfin", finish_reason="time")
+    keeper.add([late.model_copy(update={"item_id": item.item_id}) for item in suite.items[:2]])
+    assert run_suite(workshop.paths, config, "base", suite).answered == 4
+    again = run_suite(workshop.paths, config, "base", suite)
+    assert again.answered == 0
+    assert all(result.correct is not None for result in again.results)
 
 
 def test_passages_beside_a_suite_have_losses_and_count_in_no_score(

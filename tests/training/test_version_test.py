@@ -95,6 +95,7 @@ def assert_undisturbed(shop: Workshop, job: str, sealed: Mapping[Path, int], bas
     report = durable.read_json(one / REPORT)
     assert without_times(durable.read_json(other / REPORT)) == without_times(report)
     assert report["tests"] and all(part["records"] for part in report["slices"])
+    assert (durable.read_json(other / REPORT)["test_seconds"], report["test_seconds"] > 0) == (None, True)
     facts = [VersionStore(paths).get("v0002").facts for paths in (Paths(base), shop.paths)]
     for fact in ("decision", "decision_reason", "decision_reasons", "held_out", "best_checkpoint"):
         assert getattr(facts[0], fact) == getattr(facts[1], fact)

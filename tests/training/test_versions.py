@@ -314,6 +314,21 @@ def test_a_version_promoted_after_a_rollback_unpins_it(store: VersionStore) -> N
     assert record is not None and not record.pinned
 
 
+def test_a_version_that_was_in_training_during_a_rollback_does_not_undo_it(
+    store: VersionStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was tested against the version that a person has turned away from."""
+    publish(store, 1)
+    store.promote(publish(store, 2, parent="v0001"), "better")
+    store.rollback()
+    late = publish(store, 3, parent="v0002")
+    assert store.roll_forward() == store.get("v0001")
+    assert "`trainbox promote v0003`" in caplog.text
+    assert store.promote(late, "a person wants it", pinned=True) == store.roll_forward()
+    heir = publish(store, 4, parent="v0003")
+    assert store.roll_forward() == heir
+
+
 def test_a_version_held_after_a_rollback_leaves_it_pinned(store: VersionStore) -> None:
     publish(store, 1)
     store.promote(publish(store, 2, parent="v0001"), "better")

@@ -44,13 +44,31 @@ def test_nothing_answered_has_no_score() -> None:
     assert scores([]) == []
 
 
+def test_an_answer_that_time_did_not_suffice_for_is_neither_right_nor_wrong() -> None:
+    unknown = {"correct": None, "score": None, "finish_reason": "time"}
+    late = [one.model_copy(update=unknown) for one in results("warm", 0, 4) + results("hot", 0, 2)]
+    (warm, overall) = scores(results("warm", 3, 6) + late)
+    assert [(score.level, score.correct, score.items, score.cut_off) for score in (warm, overall)] == [
+        ("warm", 3, 6, 4),
+        (None, 3, 6, 6),
+    ]
+    assert scores(late) == []
+
+
 def test_the_form_of_puzzles_is_counted_whatever_their_words() -> None:
     item = load_suite("syllo_easy_100").items[0]
     right = item.expected
     answers = [right, right.replace('"answer":"', '"answer":"X'), f"Sure: {right}", "no idea"]
     (level, overall) = scores(
         [
-            ItemResult(item_id=str(number), level="easy", grader="syllo", expected=right, answer=answer)
+            ItemResult(
+                item_id=str(number),
+                level="easy",
+                grader="syllo",
+                expected=right,
+                answer=answer,
+                correct=False,
+            )
             for number, answer in enumerate(answers)
         ]
     )
