@@ -571,6 +571,11 @@ class Paths:
         return self.base / "status" / "flagged_examples.json"
 
     @property
+    def alerts(self) -> Path:
+        """The alerts that began or ended while no job ran."""
+        return self.base / "status" / "alerts.jsonl"
+
+    @property
     def daemon_lock(self) -> Path:
         return self.base / "status" / "daemon.lock"
 

@@ -22,6 +22,7 @@ import durable
 from config import Config, Paths, load_config
 from errors import TrainboxError, UsageError
 from intake.watch import Bell, Watch
+from monitoring.alert_log import AlertLog
 from monitoring.daemon_lock import only_daemon
 from monitoring.daemon_log import start_logging
 from monitoring.events import (
@@ -104,6 +105,7 @@ class Daemon:
             context_window=config.data.max_length,
         )
         self._flagged = FlaggedExamples(paths.flagged_examples)
+        self._alert_log = AlertLog(paths.alerts)
         self._bell = Bell()
         self._watch = Watch(paths, self._bell)
         self._housekeeper = Housekeeper(paths, config, on_rest=self._bell.ring)
@@ -313,7 +315,7 @@ class Daemon:
             return self._queue.save(given_up(job))
         if not self._has_room_for(job):
             return job
-        self._running = self._queue.save(begun(job))
+        job = self._queue.save(begun(job))
         self._runs += 1
         drop_old_logs(self._paths, self._config.retention.run_logs, job.number)
         self._status.begin_run(
@@ -323,6 +325,8 @@ class Daemon:
             current_file=job.name,
             batch_number=self._runs,
         )
+        self._tell_alerts()  # those of the run before end here, and are none of this one's
+        self._running = job
         outcome = self._runner.run(job.job_id, self._on_event, self._beat)
         return self._conclude(self._running, outcome)
 
@@ -439,7 +443,7 @@ class Daemon:
             self._notifier.send(f"EXTEND_TIMEOUT_USEC={EXTEND_STOP_SECONDS * 1_000_000}")
 
     def _tell_alerts(self) -> None:
-        """Log what alarms and what no longer does, and keep it with the run it concerns."""
+        """Log what alarms and what no longer does, and keep it with the run it concerns, if there is one."""
         for alert in self._status.take_alerts():
             level = logging.WARNING if alert.kind == "raised" else logging.INFO
             logger.log(
@@ -447,6 +451,8 @@ class Daemon:
             )
             if self._running is not None:
                 self._keep_event(self._running, encode_event(alert))
+            else:
+                self._alert_log.keep(alert)
 
     def _tell_crash(self, job: Job) -> None:
         self._status.update(status="crashed", error_type=job.failure_kind, error_message=job.message)

@@ -15,6 +15,7 @@ from rich.text import Text
 import durable
 from cli.terminal import HERE, AsJson, Base, console, known_status, number, open_base
 from config import Paths, load_config
+from monitoring.training_status import Reading, TrainingStatus
 
 WATCH_SECONDS = 1.0
 
@@ -87,6 +88,8 @@ def _status_table(paths: Paths) -> Table:
     table.add_row("daemon", Text(life, "red" if reading.is_stale else "green" if reading.is_running else ""))
     rows: list[tuple[str, str | None]] = [
         ("state", status.state),
+        ("reason", _reason_of_pause(status)),
+        *_alerts(reading),
         ("file", status.current_file),
         ("job", status.job_id),
         ("step", _of(status.batch_step, status.batch_total_steps)),
@@ -111,6 +114,21 @@ def _status_table(paths: Paths) -> Table:
         if value is not None:
             table.add_row(name, Text(value))
     return table
+
+
+def _reason_of_pause(status: TrainingStatus) -> str | None:
+    control = status.control
+    if status.state != "paused" or control is None or control.command != "pause":
+        return None
+    return control.reason
+
+
+def _alerts(reading: Reading) -> Iterator[tuple[str, str]]:
+    """Yield what alarms, the gravest first, with what to do; of a daemon that is gone, what did at last."""
+    is_known = reading.is_running and not reading.is_stale
+    for alert in reading.status.active_alerts:
+        name = alert.severity if is_known else f"{alert.severity} at last"
+        yield name, f"{alert.message}. {alert.recommendation}"
 
 
 def _monitor_url(paths: Paths) -> str | None:

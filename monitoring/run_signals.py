@@ -41,23 +41,27 @@ class RunSignals:
         self._limits = limits or Thresholds()
         self._clock = clock
         self._machine = SmartAlerts(self._limits)
-        self._answers = EvaluationWindows()
-        self._accuracies = ThinnedHistory()
-        self._heatmap = PatternHeatmap()
+        self._worker = SmartAlerts(self._limits)
+        self._alerts = SmartAlerts(self._limits)
         self._transitions: list[Transition] = []
         self.begin()
 
-    def begin(self) -> None:
-        """Forget the run before."""
-        self._alerts = SmartAlerts(self._limits)
+    def begin(self) -> dict[str, Any]:
+        """Forget the run before, whose alerts end with that; return those that are left."""
+        self._end_worker()
+        self._transitions += self._alerts.end()
         self._streaming = StreamingMetrics()
         self._throughput = ThroughputMonitor()
         self._losses = ThinnedHistory()
         self._fixed_eval = FixedEvalHistory()
+        self._answers = EvaluationWindows()
+        self._accuracies = ThinnedHistory()
+        self._heatmap = PatternHeatmap()
         self._heard_at: float | None = None
         self._holds_out = False
         self._loss: float | None = None
         self._file: str | None = None
+        return self._active()
 
     def observe(self, event: Event, file: str | None) -> dict[str, Any]:
         """Take what the worker said of `file`; return the fields that changed."""
@@ -89,17 +93,23 @@ class RunSignals:
                 return {}
 
     def look(self, machine: HardwareReading, worker_rss_bytes: int | None) -> dict[str, Any]:
-        """Take a reading of the machine; return its fields and the alerts."""
+        """Take a reading of the machine, and of the worker's memory where one runs.
+
+        Returns the fields of the machine and the alerts.
+        """
         gpu, disk = machine.gpu, machine.disk
         silence = 0.0 if self._heard_at is None else self._clock() - self._heard_at
         seen = Observation(
             heartbeat_age_seconds=silence,
             disk_free_bytes=None if disk is None else disk.free_bytes,
-            worker_rss_bytes=worker_rss_bytes,
             ram_percent=machine.memory.ram_percent,
             gpu_temperature=None if gpu is None else gpu.temperature,
         )
         self._judge(self._machine, seen)
+        if worker_rss_bytes is None:
+            self._end_worker()
+        else:
+            self._judge(self._worker, Observation(worker_rss_bytes=worker_rss_bytes))
         return {
             "memory": machine.memory.model_dump(),
             "disk": None if disk is None else disk.model_dump(),
@@ -235,12 +245,18 @@ class RunSignals:
             self._judge(self._alerts, Observation(step=event.step, loss=float("nan")))
         return {}
 
+    def _end_worker(self) -> None:
+        """Forget the process that ended: the next one is measured against itself alone."""
+        self._transitions += self._worker.end()
+
     def _judge(self, alerts: SmartAlerts, seen: Observation) -> None:
         self._transitions += alerts.observe(seen)
 
     def _active(self) -> dict[str, Any]:
-        """Return the alerts of the run and of the machine, the gravest first."""
-        alerts: list[Alert] = [*self._alerts.active(), *self._machine.active()]
+        """Return the alerts of the run, of its worker and of the machine, the gravest first."""
+        alerts: list[Alert] = [
+            alert for source in (self._alerts, self._worker, self._machine) for alert in source.active()
+        ]
         alerts.sort(key=lambda alert: GRAVITY.index(alert.severity))
         counts = {grade: sum(alert.severity == grade for alert in alerts) for grade in GRAVITY}
         return {"active_alerts": tuple(alerts), "alert_summary": counts}

@@ -45,17 +45,24 @@ class Transition:
 
 
 class SmartAlerts:
-    """Judges the observations of one run."""
+    """Judges the observations of one run, or of what else has a beginning and an end."""
 
     def __init__(self, limits: Thresholds | None = None, clock: Callable[[], datetime] = now) -> None:
         """`clock` gives the times that are shown; nothing is decided by them."""
-        self._watches = [_Watch(rule) for rule in build_rules(limits or Thresholds())]
+        self._limits = limits or Thresholds()
         self._clock = clock
+        self._forget()
 
     def observe(self, observation: Observation) -> list[Transition]:
         """Judge what is known now; return the alerts that began or ended with it."""
         changes = (watch.observe(observation, self._clock) for watch in self._watches)
         return [change for change in changes if change is not None]
+
+    def end(self) -> list[Transition]:
+        """Resolve what is active and forget all that was seen; the next observation is a first one."""
+        at, ended = self._clock(), self.active()
+        self._forget()
+        return [Transition("resolved", alert, at) for alert in ended]
 
     def active(self) -> tuple[Alert, ...]:
         """Return the alerts that have begun and not ended, the gravest first."""
@@ -68,6 +75,9 @@ class SmartAlerts:
         for alert in self.active():
             counts[alert.severity] += 1
         return counts
+
+    def _forget(self) -> None:
+        self._watches = [_Watch(rule) for rule in build_rules(self._limits)]
 
 
 class _Watch:

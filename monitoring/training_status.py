@@ -28,6 +28,7 @@ from monitoring.events import (
     ExampleEvent,
     HeartbeatEvent,
     NoteEvent,
+    OutcomeEvent,
     PhaseEvent,
     PlanEvent,
     PublishedEvent,
@@ -173,7 +174,7 @@ class TrainingStatus(_Part):
     train_loss_history: tuple[tuple[int, float], ...] = ()
     """Step and loss, thinned out evenly; all of them are in events.jsonl."""
     accuracy_history: tuple[tuple[int, float], ...] = ()
-    """Step and accuracy in percent of the last 20 answers."""
+    """Step and accuracy in percent of the last 20 answers of this run."""
 
     active_alerts: tuple[Alert, ...] = ()
     alert_summary: dict[str, int] = {}
@@ -182,6 +183,7 @@ class TrainingStatus(_Part):
     gpu: dict[str, Any] | None = None
     """Null on a machine without one."""
     worker_rss_bytes: int | None = None
+    """As the worker last said; null while none runs."""
     max_output_tokens: int | None = None
     context_window: int | None = None
 
@@ -192,6 +194,7 @@ class TrainingStatus(_Part):
     answer_matches: bool | None = None
     recent_examples: tuple[RecentExample, ...] = ()
     total_evals: int = 0
+    """Answers of this run that came whole; what follows counts the same ones."""
     total_correct: int = 0
     accuracy_percent: float | None = None
     accuracy_last_20: float | None = None
@@ -241,10 +244,20 @@ class StatusWriter:
         self._signals = RunSignals(limits, clock)
         self._hardware = hardware
         self._steps_before = 0
-        self.worker_pid: int | None = None
-        """The process whose memory is shown beside the daemon's."""
+        self._worker_pid: int | None = None
         self.status = TrainingStatus(status_seconds=interval_seconds, **fields)
         """The document as it is now; what is on disk may be `interval_seconds` older."""
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process whose memory is shown beside the daemon's; None while no worker runs."""
+        return self._worker_pid
+
+    @worker_pid.setter
+    def worker_pid(self, pid: int | None) -> None:
+        if pid != self._worker_pid:
+            self._worker_pid = pid
+            self.update(worker_rss_bytes=None)
 
     def update(self, **fields: Any) -> None:
         """Merge `fields` into the document; what is not named keeps its value."""
@@ -280,10 +293,10 @@ class StatusWriter:
             self._cannot_write = False
 
     def begin_run(self, **fields: Any) -> None:
-        """Forget the numbers of the run before and merge `fields` of the new one."""
+        """Forget the numbers, answers and alerts of the run before and merge `fields` of the new one."""
         self._steps_before = 0
-        self._signals.begin()
-        self.update(**dict.fromkeys(_OF_A_RUN), train_loss_history=(), **fields)
+        nothing = {name: TrainingStatus.model_fields[name].default for name in _OF_A_RUN}
+        self.update(**nothing, **self._signals.begin(), **fields)
 
     def receive(self, command: str, reason: str | None, received_at: datetime) -> None:
         """Show a command of a person that is about to be carried out."""
@@ -308,6 +321,8 @@ class StatusWriter:
         match event:
             case HeartbeatEvent():
                 self.update(worker_rss_bytes=event.rss_bytes)
+            case OutcomeEvent():
+                self.update(worker_rss_bytes=None)
             case PhaseEvent():
                 state = event.phase
                 self.update(
@@ -390,7 +405,14 @@ _OF_A_RUN = (
     *("lora_summary", "trainable_parameters", "monitoring_overhead", "epochs_without_improvement"),
     *("fixed_eval_em", "fixed_eval_ce", "fixed_eval_ece", "fixed_eval_trend"),
     *("eta_confidence", "best_checkpoint", "error_message", "error_type", "message"),
+    *("worker_rss_bytes", "train_loss_history", "accuracy_history", "current_system_prompt"),
+    *("current_prompt", "golden_answer", "model_answer", "answer_matches", "recent_examples"),
+    *("total_evals", "total_correct", "accuracy_percent", "accuracy_last_20", "accuracy_last_50"),
+    *("accuracy_trend", "eval_samples", "eval_failures", "pattern_heatmap", "think_tag_count"),
+    *("think_tag_percent", "current_golden_output_length", "current_model_output_length"),
+    *("max_golden_output_length", "max_model_output_length"),
 )
+"""Fields that the next run begins without."""
 
 
 @dataclass(frozen=True, slots=True)

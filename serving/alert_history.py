@@ -1,8 +1,10 @@
-"""The alerts that began or ended in the newest runs, read from their events."""
+"""The alerts that began or ended: in the newest runs, read from their events, and while no job ran."""
 
 from __future__ import annotations
 
 import threading
+from heapq import merge
+from pathlib import Path
 
 from config import Paths
 from monitoring.events import AlertEvent, decode_event
@@ -16,30 +18,34 @@ _MARK = b'"event":"alert"'
 
 
 class AlertHistory:
-    """Follows the events of the newest runs; of each line only that it is no alert is looked at."""
+    """Follows the files in which alerts are kept; of each line only that it is no alert is looked at."""
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._lock = threading.Lock()
-        self._runs: dict[str, _RunAlerts] = {}
+        self._runs: dict[str, _Alerts] = {}
+        self._outside = _Alerts(paths.alerts, None)
 
     def newest(self) -> list[PastAlert]:
-        """Return what alarmed in the newest runs, newest first."""
+        """Return what alarmed in the newest runs and outside of runs, newest first."""
         with self._lock:
             wanted = run_ids(self._paths)[-LOOKED_AT_RUNS:]
             self._runs = {
-                job_id: self._runs.get(job_id) or _RunAlerts(self._paths, job_id) for job_id in wanted
+                job_id: self._runs.get(job_id) or _Alerts(self._paths.run(job_id).events, job_id)
+                for job_id in wanted
             }
-            found = [alert for run in self._runs.values() for alert in run.read()]
+            of_runs = [alert for run in self._runs.values() for alert in run.read()]
+            # Runs are in order by their number; only what lies between them has to go by the clock.
+            found = list(merge(of_runs, self._outside.read(), key=lambda alert: alert.at))
         return found[::-1][:SHOWN_ALERTS]
 
 
-class _RunAlerts:
-    """The alerts of one run, in the order they came."""
+class _Alerts:
+    """The alerts in one file, in the order they came."""
 
-    def __init__(self, paths: Paths, job_id: str) -> None:
+    def __init__(self, path: Path, job_id: str | None) -> None:
         self._job_id = job_id
-        self._file = GrowingFile(paths.run(job_id).events)
+        self._file = GrowingFile(path)
         self._alerts: list[PastAlert] = []
 
     def read(self) -> list[PastAlert]:

@@ -201,9 +201,10 @@ class InboxContents(Document):
 
 
 class PastAlert(Document):
-    """An alert that began or ended while a job ran."""
+    """An alert that began or ended."""
 
-    job_id: str
+    job_id: str | None
+    """The job that ran then; null where none did."""
     at: datetime
     kind: Literal["raised", "resolved"]
     severity: str

@@ -178,7 +178,7 @@ def _add_overviews(app: FastAPI, paths: Paths, versions: VersionIndex, inbox: In
 
     @app.get("/api/alerts", tags=["overview"])
     def alerts() -> Alerts:
-        """Tell what alarms now, and what did in the newest runs."""
+        """Tell what alarms now, and what did before: in the newest runs, and while no job ran."""
         reading = read_status(paths)
         active = [] if reading is None else list(reading.status.active_alerts)
         return Alerts(active=active, history=history.newest())

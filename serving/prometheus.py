@@ -11,12 +11,14 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from config import Paths
+from monitoring.throughput_monitor import WINDOW_STEPS
 from monitoring.training_status import Reading, State, TrainingStatus, read_status
 from serving.job_views import JobViews
 from serving.version_views import VersionIndex
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 GIB, MIB = 2**30, 2**20
+_SPEED = f"Tokens trained a second, over the last {WINDOW_STEPS} steps."
 
 
 class MetricsView:
@@ -75,13 +77,13 @@ def _life(reading: Reading) -> Iterator[Metric]:
         "trainbox_heartbeat_timestamp_seconds", "When it last said so.", status.heartbeat_at.timestamp()
     )
     queue = {"high": status.queue.high, "normal": status.queue.normal, "low": status.queue.low}
-    yield _by("trainbox_queue_jobs", "Jobs that wait or run, by priority.", "priority", queue)
+    yield _by("trainbox_queue_jobs", "Jobs that have no outcome yet, by priority.", "priority", queue)
     alerts = {grade: status.alert_summary.get(grade, 0) for grade in ("critical", "warning", "info")}
     yield _by("trainbox_alerts", "Alerts that are active, by severity.", "severity", alerts)
 
 
 def _run(status: TrainingStatus) -> Iterator[Metric]:
-    """Yield the numbers of the run that is on, or was last."""
+    """Yield the numbers of the run that is on; of the last one while none is."""
     for name, text, value in (
         ("trainbox_step", "Optimizer steps done in this file.", status.batch_step),
         ("trainbox_total_steps", "Optimizer steps planned for this file.", status.batch_total_steps),
@@ -91,14 +93,14 @@ def _run(status: TrainingStatus) -> Iterator[Metric]:
         ("trainbox_loss_average", "Moving average of the loss.", status.streaming_ce),
         ("trainbox_validation_loss", "Held-out loss, in nats per token.", status.validation_loss),
         ("trainbox_learning_rate", "Learning rate of the last step.", status.learning_rate),
-        ("trainbox_gradient_norm", "Gradient norm before clipping.", status.grad_norm),
-        ("trainbox_tokens_per_second", "Speed of the last step.", status.tokens_per_sec),
-        ("trainbox_eta_seconds", "Time the run will still take.", status.eta_seconds),
-        ("trainbox_worker_resident_bytes", "Memory of the worker.", status.worker_rss_bytes),
+        ("trainbox_gradient_norm", "Gradient norm of the last step, before clipping.", status.grad_norm),
+        ("trainbox_tokens_per_second", _SPEED, status.tokens_per_sec),
+        ("trainbox_eta_seconds", "Time left as of the last step of the run.", status.eta_seconds),
+        ("trainbox_worker_resident_bytes", "Memory of the worker that runs.", status.worker_rss_bytes),
     ):
         yield from _known(name, text, value)
     accuracy = None if status.accuracy_percent is None else status.accuracy_percent / 100
-    yield from _known("trainbox_accuracy_ratio", "Share of held-out prompts answered exactly.", accuracy)
+    yield from _known("trainbox_accuracy_ratio", "Share of exact answers of this run.", accuracy)
 
 
 def _machine(status: TrainingStatus) -> Iterator[Metric]:

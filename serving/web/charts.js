@@ -10,16 +10,22 @@ const UNWANTED_STYLE = "9f215cf04c5486422605d13261cb87401f4e7763b6296af81e98efbc
 const OPTIONS = { displayModeBar: false, responsive: true, displaylogo: false };
 const TABLE_ROWS = 25;
 const SOON = "400px";
+/** What could not be drawn is tried again after so long. */
+const RETRY_MS = 5000;
 
 let loading = null;
 
-/** Load plotly once, after the texts have been painted. */
+/** Load plotly once, after the texts have been painted; where it does not come, the next call tries anew. */
 function plotly() {
   loading ??= new Promise((resolve, reject) => {
-    document.head.append(el("meta", { id: UNWANTED_STYLE }));
+    if (!byId(UNWANTED_STYLE)) document.head.append(el("meta", { id: UNWANTED_STYLE }));
     const script = el("script", { src: SCRIPT });
     script.addEventListener("load", () => resolve(globalThis.Plotly));
-    script.addEventListener("error", () => reject(new Error(`${SCRIPT} could not be loaded`)));
+    script.addEventListener("error", () => {
+      script.remove();
+      loading = null;
+      reject(new Error(`${SCRIPT} could not be loaded`));
+    });
     requestAnimationFrame(() => setTimeout(() => document.head.append(script)));
   });
   return loading;
@@ -34,6 +40,9 @@ export class Chart {
   #drawn = null;
   #isNear = false;
   #isDrawing = false;
+  #sentence = "";
+  #trouble = "";
+  #retryAt = 0;
 
   constructor(id) {
     this.#id = id;
@@ -54,10 +63,12 @@ export class Chart {
    * `key` changes when something has changed; `layout` may add axes, `view` names what a zoom belongs to.
    */
   show({ key, series, layout = {}, sentence, view }) {
-    say(`${this.#id}-text`, sentence);
-    if (this.#wanted?.key === key) return;
-    this.#wanted = { key, series, layout, view };
-    this.#tell();
+    this.#sentence = sentence;
+    this.#say();
+    if (this.#wanted?.key !== key) {
+      this.#wanted = { key, series, layout, view };
+      this.#tell();
+    }
     this.#draw();
   }
 
@@ -73,6 +84,7 @@ export class Chart {
 
   async #draw() {
     if (!this.#isNear || this.#isDrawing || !this.#wanted || this.#drawn === this.#wanted.key) return;
+    if (performance.now() < this.#retryAt) return;
     this.#isDrawing = true;
     const { key, series, layout, view } = this.#wanted;
     this.#drawn = key;
@@ -85,12 +97,20 @@ export class Chart {
         paint(layout, ink, view),
         OPTIONS,
       );
+      this.#trouble = "";
     } catch (error) {
-      say(`${this.#id}-text`, `${error.message}; the numbers are in the table.`);
+      this.#trouble = ` ${error.message}; the numbers are in the table. Trying again.`;
+      this.#drawn = null;
+      this.#retryAt = performance.now() + RETRY_MS;
     } finally {
       this.#isDrawing = false;
     }
+    this.#say();
     this.#draw();
+  }
+
+  #say() {
+    say(`${this.#id}-text`, this.#sentence + this.#trouble);
   }
 
   #tell() {

@@ -42,11 +42,6 @@ export class Connection {
       this.#hear();
       this.#take(JSON.parse(event.data));
     });
-    events.addEventListener("trouble", (event) => {
-      this.#hear();
-      store.trouble.status = JSON.parse(event.data).detail;
-      this.#onChange();
-    });
     events.addEventListener("ping", () => this.#hear());
     events.addEventListener("error", () => this.#lose());
   }

@@ -1,7 +1,7 @@
 // The way of a file: what waits, how the last files were judged, which jobs there were.
 
 import { byId, el, facts, fill, number, pill, say, table } from "./dom.js";
-import { empty, full, listed, present } from "./looks.js";
+import { empty, full, listed, nothing, present } from "./looks.js";
 import { shownJob, store } from "./store.js";
 import { bytes, count, moment, plural } from "./words.js";
 
@@ -42,7 +42,8 @@ function drawQueue() {
   const waiting = [...(inbox?.queued ?? []), ...(inbox?.waiting ?? [])];
   const left = Object.entries(status?.queue?.left_in_place ?? {});
   const isThere = waiting.length > 0 || left.length > 0;
-  present("queue", ["inbox"], isThere ? full : empty(inbox ? NOTHING_WAITS : "Reading the inbox."));
+  const none = inbox ? nothing(NOTHING_WAITS) : empty("Reading the inbox.");
+  present("queue", ["inbox"], isThere ? full : none);
   say("queue-lead", isThere ? plural(waiting.length, "file") : "");
   fill("queue-body", [inbox?.queued, inbox?.waiting, left], () => [
     el("ol", { class: "plainlist queue" }, waiting.map(queued)),

@@ -119,7 +119,7 @@ function drawAccuracy() {
   if (!isCurrent) return present("accuracy", [], unknown(ONLY_AT_WORK));
   if (!status.total_evals) return present("accuracy", ["status"], unknown("No answer has been judged yet."));
   present("accuracy", ["status"], full);
-  const byStep = new Map(ofLastFile(history));
+  const byStep = new Map(history);
   const [steps, values] = [[...byStep.keys()], [...byStep.values()]];
   charts.accuracy.show({
     view: status.job_id,
@@ -140,12 +140,6 @@ function accuracySentence(status) {
     `all: ${percent(status.accuracy_percent)}`,
   ];
   return `${windows.join("; ")} (${count(status.total_correct)} of ${count(status.total_evals)}).`;
-}
-
-/** Steps are counted by file: where they fall, an earlier file ends. */
-function ofLastFile(history) {
-  const start = history.findLastIndex(([step], place) => place > 0 && step < history[place - 1][0]);
-  return history.slice(Math.max(0, start));
 }
 
 function drawRates() {

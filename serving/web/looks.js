@@ -6,6 +6,8 @@ import { moment } from "./words.js";
 
 export const full = { look: "full", sentence: "" };
 export const empty = (sentence) => ({ look: "empty", sentence });
+/** Nothing is there, as far as was heard of late: a sentence that silence makes untrue. */
+export const nothing = (sentence) => ({ look: "empty", sentence, isClaim: true });
 export const unknown = (sentence) => ({ look: "null", sentence });
 
 /** The look of what comes with the status: empty before the first one, null where it says nothing of this. */
@@ -17,7 +19,7 @@ export function known(isThere, none, nothingYet) {
 /** The look of a list: empty while it is being read, and where nothing is in it. */
 export function listed(list, none, reading) {
   if (list?.length) return full;
-  return empty(list ? none : reading);
+  return list ? nothing(none) : empty(reading);
 }
 
 /**
@@ -38,8 +40,9 @@ function inTrouble(sources) {
 }
 
 function grownOld(content, lasts) {
-  if (content.look !== "full") return null;
+  if (content.look !== "full" && !content.isClaim) return null;
   const isLost = store.link === "lost";
   if (!isLost && (lasts || !isSilent())) return null;
-  return { look: "stale", sentence: `As of ${moment(store.status?.heartbeat_at)}` };
+  const at = moment(store.status?.heartbeat_at);
+  return { look: "stale", sentence: content.isClaim ? `Not known since ${at}` : `As of ${at}` };
 }

@@ -1,7 +1,7 @@
 // The head of the page: what the daemon does, five answers at one glance, and the alerts.
 
 import { amount, byId, el, facts, fill, pill, say, table } from "./dom.js";
-import { empty, full, present } from "./looks.js";
+import { empty, full, nothing, present } from "./looks.js";
 import { heartbeatAge, isSilent, store } from "./store.js";
 import { capital, count, duration, fixed, loss, moment, percent, plural, score, signed, UNKNOWN } from "./words.js";
 
@@ -53,6 +53,7 @@ function drawState() {
   drawProgress(status);
   fill("now-facts", factsKey(status), () => facts(factsOf(status)));
   say("now-heartbeat", `${duration(heartbeatAge())} ago`);
+  byId("now-heartbeat").title = moment(status.heartbeat_at);
   const message = status.error_message ?? status.message;
   byId("now-message").hidden = !message;
   say("now-message", capital(message ?? ""));
@@ -105,7 +106,7 @@ function factsOf(status) {
     isInPhase ? [capital(status.phase_unit ?? "done"), of(status.phase_done, status.phase_total)] : null,
     ["Epoch", fixed(status.epoch, 2)],
     ["Time left", timeLeft(status), status.eta_confidence ? `confidence: ${status.eta_confidence}` : undefined],
-    ["Heartbeat", el("span", { id: "now-heartbeat" }), moment(status.heartbeat_at)],
+    ["Heartbeat", el("span", { id: "now-heartbeat" })],
     ["Queue", `${waiting}${queue?.settling ? ", one arriving" : ""}`, next],
     ["Current version", status.version ?? "none yet"],
     control ? ["Last command", lastCommand(control), control.reason ?? undefined] : null,
@@ -220,13 +221,24 @@ function change() {
 function drawAlerts() {
   const active = store.status?.active_alerts ?? [];
   const past = (store.alerts?.history ?? []).slice(0, 30);
-  const quiet = past.length ? "Nothing is wrong now." : "Nothing is wrong, and nothing has been.";
-  present("alerts", ["status", "alerts"], active.length ? full : empty(store.status ? quiet : NO_JUDGE));
+  present("alerts", ["status", "alerts"], active.length ? full : noAlert(store));
   say("alerts-lead", active.length ? plural(active.length, "alert") : "");
   byId("alerts-past").hidden = past.length === 0;
   fill("alerts-active", active, () => active.map(alertItem));
   fill("alerts-history", past, () =>
     table("Earlier alerts, newest first", ["when", "what", "alert"], past.map(pastRow)),
+  );
+}
+
+/** What can be said where nothing alarms; it takes both what is now and what was. */
+function noAlert({ status, alerts, isUnused }) {
+  if (!status) return empty(isUnused ? NO_JUDGE : FIRST_ANSWER);
+  if (!alerts) return empty("Reading the alerts.");
+  if (status.state === "stopped") {
+    return empty(`Nothing was wrong when the daemon stopped, at ${moment(status.heartbeat_at)}.`);
+  }
+  return nothing(
+    alerts.history.length ? "Nothing is wrong now." : "Nothing is wrong, and no earlier alert is kept.",
   );
 }
 

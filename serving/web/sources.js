@@ -96,12 +96,15 @@ const ofJob = (path) => () => {
   const job = shownJob();
   return job === null ? null : `/api/training/${path(encodeURIComponent(job))}`;
 };
-const progress =
+const news =
   (...fields) =>
-  () => {
-    if (!showsCurrentJob()) return "past";
-    return ["state", "status", ...fields].map((field) => store.status?.[field] ?? null);
-  };
+  () =>
+    ["state", "status", ...fields].map((field) => store.status?.[field] ?? null);
+/** The same for what belongs to the run shown: nothing that is told of another one concerns it. */
+const newsOfRun = (...fields) => {
+  const told = news(...fields);
+  return () => (showsCurrentJob() ? told() : "past");
+};
 /** The metrics tell which checkpoints there are: asked before them, the list would be asked for twice. */
 const onceMeasured = (path) => () => (store.metrics || store.trouble.metrics ? path() : null);
 function checkpointsSeen() {
@@ -110,12 +113,12 @@ function checkpointsSeen() {
 }
 
 export const SOURCES = [
-  new Source("jobs", at("/api/training/jobs?limit=20"), progress("job_id", "version", "batch_queue_size"), 500, 30_000),
+  new Source("jobs", at("/api/training/jobs?limit=20"), news("job_id", "version", "batch_queue_size"), 500, 30_000),
   new Source("alerts", at("/api/alerts"), () => store.status?.active_alerts ?? null, 500, 60_000),
   new Source(
     "metrics",
     ofJob((job) => `jobs/${job}/metrics?max_points=450`),
-    progress("batch_step", "total_evals"),
+    newsOfRun("batch_step", "total_evals"),
     2000,
     60_000,
   ),
@@ -123,10 +126,10 @@ export const SOURCES = [
   new Source(
     "evolution",
     ofJob((job) => `jobs/${job}/evolution`),
-    progress("total_evals"),
+    newsOfRun("total_evals"),
     3000,
     120_000,
   ),
-  new Source("versions", at("/api/versions"), progress("version", "message"), 1000, 60_000),
-  new Source("inbox", at("/api/inbox"), progress("job_id", "queue"), 1000, 15_000),
+  new Source("versions", at("/api/versions"), news("version", "message"), 500, 60_000),
+  new Source("inbox", at("/api/inbox"), news("job_id", "queue"), 500, 15_000),
 ];

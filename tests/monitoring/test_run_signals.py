@@ -96,7 +96,8 @@ def test_dead_modules_are_told_of_and_the_alert_belongs_to_its_run() -> None:
     assert fields["monitoring_overhead"] == 0.004
     assert fields["token_entropy"] == 2.0
     assert kinds(signals.take_transitions()) == [("dead_layers", "raised")]
-    signals.begin()
+    assert categories(signals.begin()) == []
+    assert kinds(signals.take_transitions()) == [("dead_layers", "resolved")]
     assert categories(signals.observe(step_event(1), None)) == []
 
 
@@ -143,6 +144,31 @@ def test_a_silent_worker_is_stale_until_it_speaks_or_ends() -> None:
     assert categories(signals.look(machine(), None)) == []
 
 
+def worker_of(gib: float, looks: int, signals: RunSignals) -> list[str]:
+    """Return what alarms after so many looks at a worker of that size, which grows a little."""
+    fields: dict[str, Any] = {}
+    for look in range(looks):
+        fields = signals.look(machine(), int(gib * 2**30) + 4096 * look)
+    return categories(fields)
+
+
+def test_memory_of_a_worker_is_not_measured_against_the_worker_of_the_run_before() -> None:
+    signals = RunSignals()
+    assert worker_of(1, 200, signals) == []
+    signals.begin()
+    assert worker_of(8, 400, signals) == []
+    assert signals.take_transitions() == []
+
+
+def test_a_worker_that_grows_and_grows_is_told_of_until_it_is_gone() -> None:
+    signals = RunSignals()
+    for look in range(400):
+        fields = signals.look(machine(), 2**30 + look * 2**25)
+    assert categories(fields) == ["ram_creep"]
+    assert categories(signals.look(machine(), None)) == []
+    assert kinds(signals.take_transitions()) == [("ram_creep", "raised"), ("ram_creep", "resolved")]
+
+
 def test_answers_give_accuracy_windows_and_samples() -> None:
     signals = RunSignals()
     fields: dict[str, Any] = {}
@@ -160,6 +186,23 @@ def test_answers_give_accuracy_windows_and_samples() -> None:
     assert fields["accuracy_trend"] == "improving"
     assert fields["accuracy_history"][-1] == (40, 100.0)
     assert fields["eval_samples"][-1].answer_matches is True
+
+
+def test_answers_are_those_of_one_run() -> None:
+    signals = RunSignals()
+    right = ExampleEvent(
+        *(), step=1, system_prompt=None, prompt="2+2?", golden_answer="4", model_answer="4",
+        answer_matches=True, golden_tokens=1, model_tokens=1, pattern="math",
+    )  # fmt: skip
+    for _ in range(30):
+        signals.observe(right, "a.jsonl")
+    signals.begin()
+    fields = signals.observe(right.model_copy(update={"answer_matches": False}), "b.jsonl")
+    assert (fields["total_evals"], fields["accuracy_last_20"], fields["accuracy_last_50"]) == (1, 0.0, 0.0)
+    assert fields["accuracy_trend"] == "insufficient_data"
+    assert fields["accuracy_history"] == ((1, 0.0),)
+    assert [one.current_file for one in fields["recent_examples"]] == ["b.jsonl"]
+    assert fields["pattern_heatmap"].data["math"]["0-100"].seen == 1
 
 
 def fixed_eval(step: int, ece: float, matches: tuple[bool | None, ...]) -> FixedEvalEvent:

@@ -27,6 +27,7 @@ from monitoring.events import (
     ExampleEvent,
     HeartbeatEvent,
     NoteEvent,
+    OutcomeEvent,
     PhaseEvent,
     PlanEvent,
     PublishedEvent,
@@ -149,6 +150,26 @@ def test_a_new_run_forgets_the_numbers_of_the_last(writer: StatusWriter) -> None
     assert status.job_id == "000002-0a0a0a0a"
 
 
+def test_example_of_a_file_never_stands_under_the_name_of_the_next(writer: StatusWriter) -> None:
+    writer.update(current_file="a.jsonl")
+    writer.observe(example_event(3, matches=True))
+    of_none = {name: getattr(TrainingStatus(), name) for name in OF_ANSWERS}
+    assert all(getattr(writer.status, name) != value for name, value in of_none.items())
+    writer.begin_run(current_file="b.jsonl")
+    assert {name: getattr(writer.status, name) for name in OF_ANSWERS} == of_none
+
+
+def test_alerts_of_a_run_end_when_the_next_begins_and_that_is_told(writer: StatusWriter) -> None:
+    writer.observe(OutcomeEvent(outcome="failed", kind="nan", message="step 7", step=7))
+    assert [alert.category for alert in writer.status.active_alerts] == ["nan_loss"]
+    writer.begin_run(job_id="000002-0a0a0a0a")
+    assert writer.status.active_alerts == ()
+    assert [(alert.category, alert.kind) for alert in writer.take_alerts()] == [
+        ("nan_loss", "raised"),
+        ("nan_loss", "resolved"),
+    ]
+
+
 def test_a_plan_gives_totals_over_the_file_and_over_all_files(writer: StatusWriter) -> None:
     writer.continue_from(200)
     writer.observe(
@@ -219,6 +240,22 @@ def test_notes_and_verdicts_are_messages(writer: StatusWriter) -> None:
     assert writer.status.worker_rss_bytes == 7
 
 
+def test_memory_of_a_worker_is_unknown_when_none_runs(writer: StatusWriter) -> None:
+    def end_by_word() -> None:
+        writer.observe(OutcomeEvent(outcome="completed"))
+
+    def die() -> None:
+        writer.worker_pid = None
+
+    for ending in (end_by_word, die, writer.begin_run):
+        writer.worker_pid = 4711
+        writer.observe(HeartbeatEvent(rss_bytes=7))
+        writer.worker_pid = 4711
+        assert writer.status.worker_rss_bytes == 7
+        ending()
+        assert writer.status.worker_rss_bytes is None
+
+
 def test_a_command_is_acknowledged_once_by_final_names(paths: Paths, writer: StatusWriter) -> None:
     writer.acknowledge(step=3)
     assert on_disk(paths)["control"] is None
@@ -239,6 +276,13 @@ def test_a_stop_or_skip_shows_only_where_something_runs(writer: StatusWriter) ->
         writer.receive(command, None, now())
         assert writer.status.status == status
 
+
+OF_ANSWERS = (
+    *("current_prompt", "golden_answer", "model_answer", "answer_matches", "recent_examples", "total_evals"),
+    *("total_correct", "accuracy_percent", "accuracy_last_20", "accuracy_last_50", "accuracy_history"),
+    *("accuracy_trend", "eval_samples", "pattern_heatmap", "think_tag_percent", "max_model_output_length"),
+    *("current_golden_output_length", "current_model_output_length", "max_golden_output_length"),
+)
 
 GOLDEN_FIELDS = {
     *("schema_version", "state", "status", "heartbeat_at", "pid", "job_id", "eta_seconds", "control"),

@@ -12,6 +12,7 @@ import pytest
 
 import durable
 from config import Paths
+from monitoring.alert_log import AlertLog
 from monitoring.training_status import StatusWriter, TrainingStatus
 from tests.daemon_base import LONG, Base
 from tests.serving.served import Client, Served
@@ -37,6 +38,11 @@ def categories(base: Base) -> set[str]:
 def monitor_of(base: Base) -> Client:
     wait_until(base.paths.monitor_address.exists)
     return Client(durable.read_json(base.paths.monitor_address)["url"])
+
+
+def history_of(client: Client, category: str) -> list[str]:
+    history = client.get("/api/alerts").json()["history"]
+    return [one["kind"] for one in history if one["category"] == category]
 
 
 @pytest.mark.config_key("serving.monitor")
@@ -117,9 +123,23 @@ def test_a_port_in_use_is_an_alert_until_it_is_free_and_training_goes_on(base: B
         assert "Address already in use" in base.status.monitor_trouble
     wait_until(lambda: "not_served" not in categories(base))
     assert base.status.monitor_trouble is None
-    assert Client(durable.read_json(base.paths.monitor_address)["url"]).get("/health").status == 200
+    client = Client(durable.read_json(base.paths.monitor_address)["url"])
+    assert client.get("/health").status == 200
+    wait_until(lambda: history_of(client, "not_served") == ["resolved", "raised"])
     log = base.end(daemon)
     assert [log.count(f"Alert not_served {kind}") for kind in ("raised", "resolved")] == [1, 1]
+
+
+def test_alert_of_a_run_is_told_to_end_when_the_next_run_begins(base: Base) -> None:
+    base.drop(fail="nan")
+    base.drop("b.jsonl")
+    base.run()
+    failed, _ = base.jobs()
+    with Served(base.paths) as client:
+        alerts = client.get("/api/alerts").json()
+    assert alerts["active"] == []
+    told = [(one["kind"], one["job_id"]) for one in alerts["history"] if one["category"] == "nan_loss"]
+    assert told == [("resolved", None), ("raised", failed.job_id)]
 
 
 def test_without_a_monitor_nothing_is_served(base: Base) -> None:
@@ -239,7 +259,7 @@ def test_answers_evolve_by_example_and_step(folder: Folder) -> None:
     assert [answer["step"] for answer in thinned["answers"]] == [0, 1000]
 
 
-def test_alerts_of_runs_stay_to_be_seen(folder: Folder) -> None:
+def test_alerts_of_runs_and_of_the_time_between_stay_to_be_seen(folder: Folder) -> None:
     from monitoring.events import AlertEvent
 
     def alert(kind: str, message: str) -> AlertEvent:
@@ -259,8 +279,11 @@ def test_alerts_of_runs_stay_to_be_seen(folder: Folder) -> None:
         assert client.get("/api/alerts").json()["active"] == []
         folder.job(2, alert("raised", "two"))
         folder.say(first, alert("raised", "late"))
+        AlertLog(folder.paths.alerts).keep(alert("raised", "between"))
         history = client.get("/api/alerts").json()["history"]
-    assert [(one["job_id"][:6], one["kind"], one["message"]) for one in history] == [
+    told = [((one["job_id"] or "no job")[:6], one["kind"], one["message"]) for one in history]
+    assert told == [
+        ("no job", "raised", "between"),
         ("000002", "raised", "two"),
         ("000001", "raised", "late"),
         ("000001", "resolved", "one"),

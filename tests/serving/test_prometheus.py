@@ -10,9 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 import durable
 from config import Paths
 from intake.report import Limits, ReportCard
+from monitoring.throughput_monitor import WINDOW_STEPS
 from monitoring.training_status import QueueStatus, TrainingStatus
 from tests.serving.served import Served
 from tests.training.ledger.run_folders import Folder
+from training.job_queue import JobQueue
 from training.jobs import Job
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -82,6 +84,25 @@ def test_the_numbers_are_those_of_the_status(folder: Folder) -> None:
     assert found["trainbox_disk_free_bytes", ()] == 4096
     assert found["trainbox_gpu_memory_used_bytes", ()] == 5 * 2**20
     assert found["trainbox_gpu_utilization_ratio", ()] == 0.5
+
+
+def test_help_says_over_what_each_number_is_taken(folder: Folder) -> None:
+    write_status(folder.paths, tokens_per_sec=250.0, accuracy_percent=40.0, eta_seconds=9.0)
+    with Served(folder.paths) as client:
+        families = text_string_to_metric_families(client.get("/metrics").body.decode())
+        told = {family.name: family.documentation for family in families}
+    assert all(told.values())
+    assert f"the last {WINDOW_STEPS} steps" in told["trainbox_tokens_per_second"]
+    assert "of this run" in told["trainbox_accuracy_ratio"]
+    assert "no outcome" in told["trainbox_queue_jobs"]
+
+
+def test_the_queue_counts_a_job_until_it_has_an_outcome(folder: Folder) -> None:
+    folder.job(1, state="running", started=True)
+    folder.job(2, priority="high")
+    folder.job(3, state="finished", outcome="completed")
+    counts = JobQueue(folder.store).counts()
+    assert (counts["high"], counts["normal"], counts["low"]) == (1, 1, 0)
 
 
 def test_what_is_not_known_is_absent_and_not_zero(folder: Folder) -> None:
