@@ -19,6 +19,7 @@ from monitoring.events import (
     encode_event,
     now,
 )
+from monitoring.lora_monitor import DIGITS
 from monitoring.training_status import StatusWriter
 from training import checkpoints
 from training.checkpoint_scorer import CheckpointHistory
@@ -123,7 +124,9 @@ def signals(step: int, draw: random.Random) -> SignalsEvent:
         step=step,
         monitoring_overhead=0.004,
         token_entropy=1.1,
-        lora_stats={name: {field: draw.random() for field in (*fields, *more)} for name in names},
+        lora_stats={
+            name: {field: round(draw.random(), DIGITS) for field in (*fields, *more)} for name in names
+        },
         lora_summary=summary,
     )
 

@@ -6,11 +6,10 @@ asks which checkpoint is best (the run, the list, a restarted daemon) compares t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 import durable
+from errors import IntegrityError
 from training.checkpoint_scorer import ScoredCheckpoint, Selection, choose_best, history_from_log
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Checkpoint:
     folder: Path
     facts: CheckpointFacts
     size_bytes: int
+    made_at: datetime
     scored: ScoredCheckpoint | None = None
     """Its evaluation; None where nothing was held out, and after a pause between evaluations."""
 
@@ -96,8 +97,12 @@ def list_checkpoints(run: Path, *, verify: bool = True) -> list[Checkpoint]:
         if CHECKPOINT_NAME.fullmatch(folder.name) is None:
             continue
         if durable.is_sealed(folder) if verify else (folder / durable.MANIFEST).is_file():
-            with contextlib.suppress(FileNotFoundError):  # a run that goes on may have just removed it
+            try:
                 found.append(_read(folder))
+            except (FileNotFoundError, IntegrityError):
+                if folder.exists():
+                    raise
+                # A run that goes on has just removed it.
     return _score_old_ones(sorted(found, key=lambda checkpoint: checkpoint.facts.step))
 
 
@@ -149,11 +154,13 @@ def rotate(run: Path, limit: int, selection: Selection) -> None:
 
 def _read(folder: Path) -> Checkpoint:
     manifest = durable.read_manifest(folder)
+    made_at = (folder / durable.MANIFEST).stat().st_mtime
     is_scored = SCORE in manifest["files"]
     return Checkpoint(
         folder=folder,
         facts=CheckpointFacts.model_validate(manifest["checkpoint"]),
         size_bytes=sum(file["size_bytes"] for file in manifest["files"].values()),
+        made_at=datetime.fromtimestamp(made_at, UTC),
         scored=ScoredCheckpoint.from_json(durable.read_json(folder / SCORE)) if is_scored else None,
     )
 
@@ -166,16 +173,12 @@ def _score_old_ones(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
         return checkpoints
     log: list[dict[str, Any]] = durable.read_json(last.folder / TRAINER_STATE)["log_history"]
     by_step = {scored.step: scored for scored in history_from_log(log).scored}
-    return [
-        Checkpoint(one.folder, one.facts, one.size_bytes, one.scored or by_step.get(one.facts.step))
-        for one in checkpoints
-    ]
+    return [replace(one, scored=one.scored or by_step.get(one.facts.step)) for one in checkpoints]
 
 
 def _entry(checkpoint: Checkpoint, *, is_best: bool, is_latest: bool) -> CheckpointEntry:
     facts, scored = checkpoint.facts, checkpoint.scored
     document = None if scored is None else scored.to_json()
-    made_at = (checkpoint.folder / durable.MANIFEST).stat().st_mtime
     return CheckpointEntry(
         path=str(checkpoint.folder),
         epoch=facts.epoch,
@@ -185,7 +188,7 @@ def _entry(checkpoint: Checkpoint, *, is_best: bool, is_latest: bool) -> Checkpo
         score=None if document is None else document["score"],
         parts=None if document is None else document["parts"],
         size_bytes=checkpoint.size_bytes,
-        created_at=datetime.fromtimestamp(made_at, UTC),
+        created_at=checkpoint.made_at,
         is_best=is_best,
         is_latest=is_latest,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,24 @@ def test_checkpoints_without_a_stored_score_are_scored_from_the_log_of_the_run(t
 
 def test_a_run_without_a_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoints.describe(tmp_path / "nowhere", "score") == []
+
+
+def test_the_list_can_be_read_while_a_run_removes_what_is_on_it(tmp_path: Path) -> None:
+    def train() -> None:
+        for step in range(2, 120):
+            save(tmp_path, step, 1 / step)
+            checkpoints.rotate(tmp_path, 2, "score")
+
+    save(tmp_path, 1, 1.0)
+    run = threading.Thread(target=train)
+    run.start()
+    looks = 0
+    while run.is_alive():
+        assert checkpoints.describe(tmp_path, "score")
+        looks += 1
+    run.join()
+    assert looks > 1
+    assert steps(tmp_path) == [118, 119]
 
 
 def test_without_losses_the_last_candidate_is_the_best(tmp_path: Path) -> None:
