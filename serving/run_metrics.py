@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from array import array
 from bisect import bisect_right
@@ -40,7 +41,7 @@ class GrowingFile:
         except FileNotFoundError:
             return
         with file:
-            facts = self._path.stat()
+            facts = os.fstat(file.fileno())  # of what was opened: the path may be another file's by now
             if facts.st_ino != self._inode or facts.st_size < self._offset:
                 if self._inode is not None:
                     on_replaced()
